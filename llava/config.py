@@ -221,8 +221,8 @@ class EvalConfig(Section):
     """Another such folder, answered by the same shards and shown beside the model; null: none."""
     data: str
     """The benchmark's TSV file."""
-    shards: Positive = 1
-    """How many parts the rows are answered in; one process each."""
+    shards: Positive | None = None
+    """How many parts the rows are answered in, one process each; null: one per process that the job is given."""
     batch: Positive = 16
     """Rows answered in one generation; 1 is the reference."""
     max_new_tokens: Positive = 100

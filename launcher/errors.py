@@ -1,0 +1,63 @@
+"""Every error the launcher raises on purpose. The command line shows message and hint once and never a traceback.
+
+LauncherError                 something failed                                   exit 1
+├── RequestError              the request was wrong; nothing was started         exit 2
+│   ├── RecipeError           problems in a recipe, a profile or a --set         exit 2
+│   └── RunNotFound           no run, or several, go by that name                exit 2
+└── BackendError              the scheduler refused or did not answer            exit 1
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+class LauncherError(Exception):
+    """What failed and what was seen, with what to do about it."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class RequestError(LauncherError):
+    """The request was wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class RunNotFound(RequestError):
+    """No run, or several, go by that name."""
+
+
+class BackendError(LauncherError):
+    """The scheduler refused or did not answer."""
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """One mistake: where it stands, what was seen and what is allowed."""
+
+    where: str
+    """``file:line``, ``--set`` or another place a person can go to."""
+    message: str
+    """What was seen and what is allowed."""
+
+
+class RecipeError(RequestError):
+    """Problems in a recipe, a profile or an override: all of them at once."""
+
+    def __init__(self, problems: Sequence[Problem], hint: str = "") -> None:
+        self.problems = list(dict.fromkeys(problems))
+        super().__init__("\n".join(f"{p.where}: {p.message}" for p in self.problems), hint)
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """Return ``; did you mean 'x'?`` for the nearest allowed word, or nothing when none is near."""
+    match = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
+    return f"; did you mean '{match[0]}'?" if match else ""

@@ -1,0 +1,157 @@
+"""From resolved stages to steps: what is started, in how many processes, with what command, in what order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from launcher.errors import Problem, RecipeError
+from launcher.recipe import Stage
+from launcher.recipe_schema import LAUNCHER_KEYS
+from launcher.run_folder import RunFolder
+
+StepKind = Literal["gang", "array", "task"]
+SHARD = "{shard}"
+"""Stands in an array step's command for the member's number, which each scheduler gives at start."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing a scheduler starts: a gang of nodes, an array of independent shards, or a single task."""
+
+    name: str
+    stage: str
+    kind: StepKind
+    nodes: int
+    """Nodes of a gang; members of an array; 1 for a task."""
+    processes_per_node: int
+    gpus_per_node: int
+    parallel: int
+    """How many nodes or members run at once."""
+    threads_per_process: int | None
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    retries: int
+    """Attempts in a row that may end without a new step."""
+    grace_s: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole run, ready to be rendered by any backend."""
+
+    run: str
+    folder: Path
+    backend: str
+    steps: tuple[Step, ...]
+    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Contents of each stage's config.yaml, by its path."""
+
+
+def make_plan(
+    run: str, folder: Path, backend: str, python: str, environment: dict[str, str], stages: Sequence[Stage]
+) -> Plan:
+    """Lay out the steps of every stage.
+
+    Raises:
+        RecipeError: a batch that does not divide, a GPU count that makes no sense; all at once.
+    """
+    problems = [problem for stage in stages for problem in check_batch(stage)]
+    if problems:
+        raise RecipeError(problems)
+    steps = [step for stage in stages for step in _steps(stage, python, environment)]
+    configs = {str(RunFolder(stage.folder).config): config_values(stage) for stage in stages}
+    return Plan(run, folder, backend, tuple(steps), configs)
+
+
+def config_values(stage: Stage) -> dict[str, Any]:
+    """The complete config.yaml of a stage: what the runtime reads."""
+    values = {key: value for key, value in stage.tree.values.items() if key not in LAUNCHER_KEYS}
+    values["run_dir"] = str(stage.folder)
+    if stage.kind == "eval" and values["eval"]["shards"] is None:
+        values["eval"] = {**values["eval"], "shards": world_size(stage)}
+    first = ("kind", "run_dir", "seed")
+    return {key: values[key] for key in (*first, *(k for k in values if k not in first))}
+
+
+def processes_per_node(stage: Stage) -> int:
+    """Processes on each node: one per GPU, or what the recipe says on CPU."""
+    resources = stage.tree.values["resources"]
+    return int(resources["gpus_per_node"] or resources["processes_per_node"])
+
+
+def world_size(stage: Stage) -> int:
+    """Processes of a stage over all nodes."""
+    return int(stage.tree.values["resources"]["nodes"]) * processes_per_node(stage)
+
+
+def check_batch(stage: Stage) -> list[Problem]:
+    """Find batches that do not divide: per device x accumulation x ranks must be the global batch."""
+    if stage.kind != "train":
+        return []
+    train, ranks = stage.tree.values["train"], world_size(stage)
+    whole, device = int(train["global_batch"]), int(train["device_batch"])
+    where = stage.tree.origin(("train", "global_batch"))
+    if whole % device:
+        return [Problem(where, f"train.global_batch {whole} is no multiple of train.device_batch {device}")]
+    if (whole // device) % ranks == 0:
+        return []
+    fitting = [n for n in range(1, whole // device + 1) if (whole // device) % n == 0]
+    near = ", ".join(str(n) for n in fitting)
+    text = (
+        f"train.global_batch {whole} = device_batch {device} x accumulation x {ranks} ranks has no whole accumulation"
+    )
+    return [Problem(where, f"{text}; ranks may be {near}, or change the batch")]
+
+
+def accumulation(stage: Stage) -> int:
+    """Forward passes per update on each rank."""
+    train = stage.tree.values["train"]
+    return int(train["global_batch"]) // (int(train["device_batch"]) * world_size(stage))
+
+
+def _steps(stage: Stage, python: str, environment: dict[str, str]) -> list[Step]:
+    resources, retries = stage.tree.values["resources"], stage.tree.values["retries"]
+    config = str(RunFolder(stage.folder).config)
+    shared = {
+        "stage": stage.name,
+        "threads_per_process": resources["threads_per_process"],
+        "environment": {**environment, **stage.tree.values["environment"]},
+        "retries": int(retries["without_progress"]),
+        "grace_s": int(retries["grace_s"]),
+    }
+    name = stage.name or stage.kind
+    if stage.kind == "train":
+        command = (python, "-m", "llava.agent", "--", "-m", "llava.train", "--config", config)
+        return [_gang(name, resources, processes_per_node(stage), command, shared)]
+    if stage.kind == "eval":
+        return _eval_steps(name, stage, (python, "-m", "llava.mmbench", "--config", config), shared)
+    return [_task(name, (python, "-m", f"llava.{stage.kind}", "--config", config), 0, shared)]
+
+
+def _gang(
+    name: str, resources: dict[str, Any], processes: int, command: tuple[str, ...], shared: dict[str, Any]
+) -> Step:
+    nodes = int(resources["nodes"])
+    return Step(
+        name=name, kind="gang", nodes=nodes, processes_per_node=processes, parallel=nodes,
+        gpus_per_node=int(resources["gpus_per_node"]), command=command, **shared,
+    )  # fmt: skip
+
+
+def _task(name: str, command: tuple[str, ...], gpus: int, shared: dict[str, Any]) -> Step:
+    return Step(
+        name=name, kind="task", nodes=1, processes_per_node=1, parallel=1, gpus_per_node=gpus, command=command, **shared
+    )
+
+
+def _eval_steps(name: str, stage: Stage, command: tuple[str, ...], shared: dict[str, Any]) -> list[Step]:
+    shards = int(config_values(stage)["eval"]["shards"])
+    gpus = 1 if stage.tree.values["resources"]["gpus_per_node"] else 0
+    array = Step(
+        name=name, kind="array", nodes=shards, processes_per_node=1, gpus_per_node=gpus,
+        parallel=min(shards, world_size(stage)), command=(*command, "--shard", SHARD), **shared,
+    )  # fmt: skip
+    return [array, _task(f"{name}-merge", (*command, "--merge"), 0, shared)]

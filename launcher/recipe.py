@@ -1,0 +1,283 @@
+"""From a recipe's name to its resolved, checked values: base, profile, overrides, references, types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import Problem, RecipeError, RequestError, nearest
+from launcher.recipe_schema import kinds, recipe_schema
+from launcher.references import Names, resolve
+from launcher.schema import check, describe, fill_defaults, find, parse_value
+from launcher.shipped import recipe_names, recipes_folder
+from launcher.tree import Key, Tree, leaves, read_tree
+
+LABELS = ("base", "description", "hardware", "hours", "expected")
+_INHERITED = ("seed", "paths", "environment", "resources")
+"""Keys that a pipeline's stages take over from the pipeline."""
+
+
+@dataclass(frozen=True)
+class Override:
+    """One value given on the command line."""
+
+    key: Key
+    text: str
+    origin: str
+    """How it was given: ``--set``, ``--nodes``."""
+
+
+@dataclass
+class Recipe:
+    """A recipe as its files say it: bases merged, nothing resolved yet."""
+
+    name: str
+    kind: str
+    tree: Tree
+    source: str
+    """The file as a person would name it."""
+
+
+@dataclass
+class Stage:
+    """One resolved and checked recipe of a run; a run that is no pipeline has one, without a name."""
+
+    name: str
+    kind: str
+    tree: Tree
+    folder: Path
+
+
+def locate(reference: str) -> tuple[Path, str]:
+    """Find a recipe's file by shipped name or path; also return how to show it.
+
+    Raises:
+        RequestError: there is no such recipe.
+    """
+    shipped = recipes_folder() / f"{reference}.yaml"
+    looks_like_path = reference.endswith((".yaml", ".yml")) or reference.startswith((".", "/", "~"))
+    if not looks_like_path and reference in recipe_names():
+        return shipped, f"jobs/{reference}.yaml"
+    path = Path(reference).expanduser()
+    if path.is_file():
+        return path.resolve(), reference
+    names = recipe_names()
+    what = f"no file {reference}" if looks_like_path else f"no recipe named '{reference}'{nearest(reference, names)}"
+    raise RequestError(what, f"Shipped recipes: {', '.join(names)}. A path to a YAML file works the same.")
+
+
+def load(reference: str) -> Recipe:
+    """Read a recipe and the recipes it extends.
+
+    Raises:
+        RecipeError: a file cannot be read or names no known kind.
+        RequestError: there is no such recipe.
+    """
+    path, shown = locate(reference)
+    tree = _with_bases(path, shown, ())
+    kind = tree.get(("kind",))
+    if kind not in kinds():
+        seen = "kind is missing" if kind is None else f"kind is '{kind}'{nearest(str(kind), kinds())}"
+        raise RecipeError([Problem(tree.origin(("kind",)), f"{seen}; one of {', '.join(kinds())} is needed")])
+    if kind == "pipeline":
+        _extend_stages(tree, path, shown)
+    return Recipe(path.stem, kind, tree, shown)
+
+
+def _with_bases(path: Path, shown: str, trail: tuple[Path, ...]) -> Tree:
+    if path in trail:
+        circle = " -> ".join(p.name for p in (*trail, path))
+        raise RecipeError([Problem(shown, f"base goes round in a circle: {circle}")])
+    return _extended(read_tree(path, shown), path, shown, (*trail, path))
+
+
+def _extended(tree: Tree, path: Path, shown: str, trail: tuple[Path, ...]) -> Tree:
+    base = tree.get(("base",))
+    if not base:
+        return tree
+    try:
+        below_path, below_shown = locate(str(base)) if str(base) in recipe_names() else _beside(path, str(base), shown)
+    except RequestError as error:
+        raise RecipeError([Problem(tree.origin(("base",)), f"base: {error.message}")], error.hint) from None
+    below = _with_bases(below_path, below_shown, trail)
+    for label in LABELS:
+        below.values.pop(label, None)
+    below.merge(tree)
+    return below
+
+
+def _beside(path: Path, base: str, shown: str) -> tuple[Path, str]:
+    candidate = (path.parent / base).with_suffix(".yaml")
+    if candidate.is_file():
+        return candidate.resolve(), str(Path(shown).parent / candidate.name)
+    return locate(base)
+
+
+def _extend_stages(tree: Tree, path: Path, shown: str) -> None:
+    stages = tree.get(("stages",))
+    for name in stages if isinstance(stages, dict) else ():
+        key = ("stages", name)
+        if not isinstance(stages[name], dict):
+            continue
+        own = tree.sub(key)
+        extended = _extended(own, path, shown, (path,))
+        tree.set(key, {}, tree.origin(key))
+        tree.values["stages"][name] = extended.values
+        tree.origins.update({(*key, *k): origin for k, origin in extended.origins.items() if k})
+
+
+def apply_overrides(recipe: Recipe, overrides: Sequence[Override]) -> None:
+    """Lay the command line's values over the recipe, typed by the schema.
+
+    Raises:
+        RecipeError: a key that does not exist; all of them at once.
+    """
+    problems: list[Problem] = []
+    for override in overrides:
+        schema = _schema_at(recipe, override.key)
+        if schema is None:
+            problems.append(_no_such_key(recipe, override))
+            continue
+        recipe.tree.set(override.key, parse_value(override.text, schema), override.origin)
+    if problems:
+        raise RecipeError(problems)
+
+
+def _schema_at(recipe: Recipe, key: Key) -> Mapping[str, Any] | None:
+    if key[0] == "stages" and recipe.kind == "pipeline" and len(key) > 2:
+        kind = recipe.tree.get((*key[:2], "kind"))
+        return find(recipe_schema(kind), key[2:]) if kind in kinds() else None
+    found = find(recipe_schema(recipe.kind), key)
+    return None if found is not None and found.get("type") == "object" else found
+
+
+def _no_such_key(recipe: Recipe, override: Override) -> Problem:
+    known = [".".join(key) for key in known_keys(recipe)]
+    word = ".".join(override.key)
+    near = nearest(word, known) or _same_ending(override.key, known)
+    return Problem(override.origin, f"unknown key '{word}'{near}")
+
+
+def _same_ending(key: Key, known: list[str]) -> str:
+    ends = [name for name in known if name.split(".")[-1] == key[-1]]
+    return f"; did you mean '{ends[0]}'?" if ends else f"; see: {', '.join(sorted({n.split('.')[0] for n in known}))}"
+
+
+def known_keys(recipe: Recipe) -> list[Key]:
+    """Every key that can be set in a recipe."""
+    if recipe.kind != "pipeline":
+        return [key for key, _ in schema_leaves(recipe_schema(recipe.kind))]
+    keys = [key for key, _ in schema_leaves(recipe_schema("pipeline"))]
+    for name, stage in (recipe.tree.get(("stages",)) or {}).items():
+        kind = stage.get("kind") if isinstance(stage, dict) else None
+        if kind in kinds():
+            keys += [("stages", name, *key) for key, _ in schema_leaves(recipe_schema(kind))]
+    return keys
+
+
+def schema_leaves(schema: Mapping[str, Any], key: Key = ()) -> list[tuple[Key, Mapping[str, Any]]]:
+    """List the keys of a schema that hold values, with their schemas."""
+    if "properties" not in schema:
+        return [(key, schema)]
+    return [leaf for name, child in schema["properties"].items() for leaf in schema_leaves(child, (*key, name))]
+
+
+def stages_of(recipe: Recipe, profile_values: Tree, folder: Path, names: Names) -> list[Stage]:
+    """Resolve and check a recipe into its stages.
+
+    Args:
+        recipe: with overrides already applied.
+        profile_values: what the profile lays over every recipe.
+        folder: the run's folder.
+        names: what references may name.
+
+    Raises:
+        RecipeError: every problem of every stage.
+    """
+    problems: list[Problem] = []
+    if recipe.kind == "pipeline":
+        stages = _pipeline_stages(recipe, profile_values, folder, names, problems)
+    else:
+        stages = [_stage("", recipe.kind, recipe.tree.copy(), profile_values, folder, names, problems)]
+    if problems:
+        raise RecipeError(problems)
+    return stages
+
+
+def _pipeline_stages(
+    recipe: Recipe, profile_values: Tree, folder: Path, names: Names, problems: list[Problem]
+) -> list[Stage]:
+    _check_pipeline(recipe, problems)
+    listed = recipe.tree.get(("stages",))
+    folders = {name: folder / "stages" / name for name in listed if isinstance(listed, dict)}
+    wired = {f"stages.{name}.dir": str(path) for name, path in folders.items()}
+    inner = Names({**names.fixed, **wired}, names.latest)
+    stages = []
+    for name, path in folders.items():
+        tree = _inheriting(recipe.tree, name)
+        kind = tree.get(("kind",))
+        if kind in kinds() and kind != "pipeline":
+            stages.append(_stage(name, str(kind), tree, profile_values, path, inner, problems))
+        else:
+            text = f"stage '{name}' needs a kind: one of {', '.join(k for k in kinds() if k != 'pipeline')}"
+            problems.append(Problem(recipe.tree.origin(("stages", name)), text))
+    return stages
+
+
+def _check_pipeline(recipe: Recipe, problems: list[Problem]) -> None:
+    tree = recipe.tree.copy()
+    fill_defaults(tree, recipe_schema("pipeline"))
+    check(tree, recipe_schema("pipeline"), problems)
+    if not isinstance(tree.get(("stages",)), dict) or not tree.values.get("stages"):
+        problems.append(Problem(tree.origin(("stages",)), "stages: a mapping of at least one stage is needed"))
+        raise RecipeError(problems)
+
+
+def _inheriting(pipeline: Tree, stage: str) -> Tree:
+    """A stage's tree: its base, then what the pipeline says for all, then what the stage itself says."""
+    tree = pipeline.sub(("stages", stage))
+    for name in _INHERITED:
+        for key, value in leaves(pipeline.values.get(name, {}) if name in pipeline.values else {}, (name,)):
+            origin = pipeline.origin(key)
+            if value != {} and (origin.startswith("--") or tree.get(key) is None):
+                tree.set(key, value, origin)
+    return tree
+
+
+def _stage(
+    name: str, kind: str, tree: Tree, profile_values: Tree, folder: Path, names: Names, problems: list[Problem]
+) -> Stage:
+    schema = recipe_schema(kind)
+    _lay_profile(tree, profile_values, schema)
+    fill_defaults(tree, schema)
+    own = Names({**names.fixed, "stage.dir": str(folder)}, names.latest)
+    resolve(tree, own, problems)
+    check(tree, schema, problems)
+    return Stage(name, kind, tree, folder)
+
+
+def _lay_profile(tree: Tree, profile_values: Tree, schema: Mapping[str, Any]) -> None:
+    """Lay the profile's values over the recipe's, but under what the command line said."""
+    for key, value in leaves(profile_values.values):
+        if key and find(schema, key) is not None and not tree.origin(key).startswith("--"):
+            tree.set(key, value, profile_values.origin(key))
+
+
+def explain(recipe: Recipe) -> list[tuple[str, Any, str, str]]:
+    """List a recipe's keys as (key, value, origin, documentation); a pipeline's stages one after the other."""
+    rows = []
+    parts: list[tuple[Key, str]] = [((), recipe.kind)]
+    if recipe.kind == "pipeline":
+        parts += [(("stages", n), str(s.get("kind"))) for n, s in recipe.tree.values["stages"].items()]
+    for prefix, kind in parts:
+        tree = recipe.tree.sub(prefix) if prefix else recipe.tree.copy()
+        schema = recipe_schema(kind)
+        fill_defaults(tree, schema)
+        for key, child in schema_leaves(schema):
+            if key[0] in LABELS or key == ("stages",):
+                continue
+            doc = str(child.get("description") or describe(child))
+            rows.append((".".join((*prefix, *key)), tree.get(key), tree.origin(key), doc))
+    return rows

@@ -1,0 +1,169 @@
+"""The run's folder as the launcher sees it: every path in one place, every file written aside or appended to.
+
+``llava/run_folder.py`` is its twin; a test holds the two equal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ENV_RUN = "LLAVAJOB_RUN"
+"""Marks every process of a run: the run's folder."""
+ENV_ATTEMPT = "LLAVAJOB_ATTEMPT"
+"""Number of this stay on the machines, from 0."""
+ENV_ATTEMPT_DIR = "LLAVAJOB_ATTEMPT_DIR"
+"""Folder for this attempt's logs and errors."""
+ENV_NODE = "LLAVAJOB_NODE"
+"""Number of this node within the job, from 0."""
+
+EXIT_BAD_REQUEST = 2
+EXIT_FINAL = 3
+EXIT_INTERRUPTED = 175
+"""The runtime's exit codes that a backend must tell apart; see ``llava/errors.py``."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths below one run (or one stage of a pipeline)."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        return self.root.name
+
+    @property
+    def record(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def state(self) -> Path:
+        return self.root / "state.json"
+
+    @property
+    def cancel_request(self) -> Path:
+        return self.root / "cancel.json"
+
+    @property
+    def code_diff(self) -> Path:
+        return self.root / "code.diff"
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        return self.root / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.root / "model"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:06d}"
+
+    def benchmark(self, name: str) -> Path:
+        return self.root / "eval" / name
+
+    def stage(self, name: str) -> RunFolder:
+        return RunFolder(self.root / "stages" / name) if name else self
+
+    def attempt(self, number: int) -> Path:
+        return self.root / "attempts" / str(number)
+
+    def rendered(self, attempt: int) -> Path:
+        return self.attempt(attempt) / "rendered.yaml"
+
+    def node_log(self, attempt: int, node: int) -> Path:
+        return self.attempt(attempt) / f"node{node}.log"
+
+    def rank_log(self, attempt: int, rank: int) -> Path:
+        return self.attempt(attempt) / f"rank{rank:04d}.log"
+
+    def rank_error(self, attempt: int, rank: int) -> Path:
+        return self.attempt(attempt) / "errors" / f"rank{rank:04d}.json"
+
+    def attempt_numbers(self) -> list[int]:
+        """Numbers of the attempts that left a folder, ascending."""
+        folder = self.root / "attempts"
+        names = os.listdir(folder) if folder.is_dir() else []
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        found = self.checkpoints.glob("step-*/COMPLETE") if self.checkpoints.is_dir() else ()
+        return sorted(int(path.parent.name[5:]) for path in found if path.parent.name[5:].isdigit())
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Append one JSON line in a single write; a torn last line is closed first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = (json.dumps(record, ensure_ascii=False) + "\n").encode()
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        size = os.fstat(descriptor).st_size
+        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        os.write(descriptor, b"\n" + data if torn else data)
+    finally:
+        os.close(descriptor)
+
+
+def last_lines(path: Path, most_bytes: int = 65536) -> Iterator[dict[str, Any]]:
+    """Yield the JSON lines at the end of a file, newest first; torn lines are passed over."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - most_bytes))
+            lines = file.read().splitlines()
+    except OSError:
+        return
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            yield record
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return a JSON object, or None when the file is missing or no object."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Write a whole file next to its place and move it in, so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON value aside and move it in place."""
+    write_aside(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

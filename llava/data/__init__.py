@@ -1,0 +1,1 @@
+"""From records and pictures to micro-batches."""

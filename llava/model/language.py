@@ -1,0 +1,82 @@
+"""The language model: any causal model that transformers loads, whole or in 4 bits, and its tokenizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from llava.errors import ConfigError, WeightsError
+from llava.model.weights import check_folder, load_pretrained
+
+# Models whose logits are more than head(hidden); the loss here applies the head alone, at label positions.
+_LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+
+
+def load_language(path: str, dtype: torch.dtype, quantization: Any, device: str) -> Any:
+    """An ``AutoModelForCausalLM`` with its weights.
+
+    Args:
+        path: folder with the weights; the base, or a trained run's own.
+
+    Raises:
+        ConfigError: no such folder, no model in it, or one whose logits are more than its head's output.
+        WeightsError: a weight is missing, left over or of another shape.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model = load_pretrained(AutoModelForCausalLM, path, dtype, quantization, device, "model.language.path")
+    changed = [name for name in _LOGIT_CHANGES if getattr(model.config, name, None) not in (None, 1.0)]
+    if changed:
+        raise ConfigError(f"model.language.path: {path} changes its logits after the head ({', '.join(changed)})")
+    model.config.use_cache = False
+    return model
+
+
+def load_tokenizer(path: str) -> Any:
+    """The folder's tokenizer.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    check_folder(path, "model.language.path")
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no tokenizer in {path}: {error}") from None
+
+
+def nf4(compute: torch.dtype) -> Any:
+    """4-bit NormalFloat with double quantisation (QLoRA, arXiv 2305.14314).
+
+    Packed weights are stored in the compute type, so that ZeRO-3 and plain data parallelism treat them alike.
+    """
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+        bnb_4bit_quant_storage=compute,
+    )
+
+
+def check_nf4(model: Any, head: nn.Module | None, path: str) -> None:
+    """Every linear layer but the head must be in 4 bits, and nothing else.
+
+    Raises:
+        WeightsError: a layer was left out, or the head was not (transformers ignores skip lists it cannot match).
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    wrong = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and isinstance(module, Linear4bit) != (module is not head)
+    ]
+    if wrong:
+        raise WeightsError(f"4-bit loading of {path} went wrong for {', '.join(wrong[:5])}")

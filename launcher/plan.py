@@ -58,7 +58,7 @@ def make_plan(
     Raises:
         RecipeError: a batch that does not divide, a GPU count that makes no sense; all at once.
     """
-    problems = [problem for stage in stages for problem in check_batch(stage)]
+    problems = [problem for stage in stages for problem in fit_batch(stage)]
     if problems:
         raise RecipeError(problems)
     steps = [step for stage in stages for step in _steps(stage, python, environment)]
@@ -87,23 +87,24 @@ def world_size(stage: Stage) -> int:
     return int(stage.tree.values["resources"]["nodes"]) * processes_per_node(stage)
 
 
-def check_batch(stage: Stage) -> list[Problem]:
-    """Find batches that do not divide: per device x accumulation x ranks must be the global batch."""
+def fit_batch(stage: Stage) -> list[Problem]:
+    """Make per device x accumulation x ranks the global batch, lowering the device batch where it must be.
+
+    The global batch is the recipe's, whatever the number of nodes; a smaller device batch never needs more memory.
+    """
     if stage.kind != "train":
         return []
     train, ranks = stage.tree.values["train"], world_size(stage)
     whole, device = int(train["global_batch"]), int(train["device_batch"])
-    where = stage.tree.origin(("train", "global_batch"))
-    if whole % device:
-        return [Problem(where, f"train.global_batch {whole} is no multiple of train.device_batch {device}")]
-    if (whole // device) % ranks == 0:
-        return []
-    fitting = [n for n in range(1, whole // device + 1) if (whole // device) % n == 0]
-    near = ", ".join(str(n) for n in fitting)
-    text = (
-        f"train.global_batch {whole} = device_batch {device} x accumulation x {ranks} ranks has no whole accumulation"
-    )
-    return [Problem(where, f"{text}; ranks may be {near}, or change the batch")]
+    fitting = [size for size in range(min(device, whole), 0, -1) if whole % (size * ranks) == 0]
+    if not fitting:
+        near = ", ".join(str(n) for n in range(1, 2 * ranks) if whole % n == 0)
+        text = f"train.global_batch {whole} cannot be shared by {ranks} ranks; ranks may be {near}, or change the batch"
+        return [Problem(stage.tree.origin(("train", "global_batch")), text)]
+    if fitting[0] != device:
+        origin = f"{device} lowered, so that {ranks} ranks share {whole}"
+        stage.tree.set(("train", "device_batch"), fitting[0], origin)
+    return []
 
 
 def accumulation(stage: Stage) -> int:

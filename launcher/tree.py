@@ -155,8 +155,9 @@ def _build_mapping(
         name, line = str(name_node.value), name_node.start_mark.line + 1
         if name in values:
             problems.append(Problem(f"{shown}:{line}", f"key '{name}' stands here a second time"))
-        origins[(*key, name)] = f"{shown}:{line}"
-        values[name] = _build(child, (*key, name), shown, origins, problems)
+        path = (*key, name)
+        origins[path] = f"{shown}:{line}"
+        values[name] = _build(child, path, shown, origins, problems)
     return values
 
 

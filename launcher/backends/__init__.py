@@ -1,0 +1,1 @@
+"""The only files that talk to schedulers: one folder or file for each."""

@@ -1,0 +1,76 @@
+"""What every backend can do, and the states that foreign states are mapped to."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from launcher.plan import Plan
+from launcher.store import Run
+
+PENDING, STARTING, RUNNING, REQUEUED = "PENDING", "STARTING", "RUNNING", "REQUEUED"
+SUCCEEDED, FAILED, CANCELLED, UNKNOWN = "SUCCEEDED", "FAILED", "CANCELLED", "UNKNOWN"
+STATES = (PENDING, STARTING, RUNNING, REQUEUED, SUCCEEDED, FAILED, CANCELLED, UNKNOWN)
+ENDED = frozenset({SUCCEEDED, FAILED, CANCELLED})
+
+
+@dataclass(frozen=True)
+class StepState:
+    """Where one step of a run is."""
+
+    name: str
+    stage: str
+    state: str
+    attempt: int = 0
+    started: float | None = None
+    ended: float | None = None
+
+
+@dataclass(frozen=True)
+class BackendState:
+    """Where a run is, as its scheduler sees it."""
+
+    state: str
+    reason: str = ""
+    """Why it waits or how it ended, in words."""
+    attempt: int = 0
+    """Number of the current (or last) attempt of the current step."""
+    attempts: int = 0
+    """How many attempts there were, over all steps."""
+    stage: str = ""
+    """Stage that is running or was last."""
+    job_ids: list[str] = field(default_factory=list)
+    steps: list[StepState] = field(default_factory=list)
+    started: float | None = None
+    ended: float | None = None
+
+
+class Backend(Protocol):
+    """One scheduler. Rendering is pure: the same plan gives the same text on any machine."""
+
+    def render(self, plan: Plan) -> str:
+        """Return exactly what ``submit`` will send."""
+
+    def check(self, plan: Plan) -> list[str]:
+        """Return what this place lacks for the plan, seen from here before anything is sent."""
+
+    def submit(self, run: Run, rendered: str) -> list[str]:
+        """Send a run, new or resumed, and return its job ids. Raises BackendError when the scheduler refuses."""
+
+    def states(self, runs: Sequence[Run]) -> list[BackendState]:
+        """Return the states of runs, in one query whatever their number."""
+
+    def cancel(self, run: Run) -> BackendState:
+        """End a run and everything that belongs to it; return when it is gone."""
+
+
+_MODULES = {"local": "launcher.backends.local.backend:LocalBackend"}
+
+
+def get_backend(name: str) -> Backend:
+    """Return a backend; its module is imported only now, because cluster clients are slow to import."""
+    module, _, attribute = _MODULES[name].partition(":")
+    backend: Backend = getattr(importlib.import_module(module), attribute)()
+    return backend

@@ -1,0 +1,1 @@
+"""The embedded backend: a detached supervisor per run is the scheduler of this machine."""

@@ -1,0 +1,130 @@
+"""One attempt of a step: start its nodes, watch them, end them together, and say how it ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from launcher.backends.local import processes
+from launcher.backends.local.launch import Node, Site, start_gang, start_node
+from launcher.failure import decode_exit
+from launcher.plan import Step
+from launcher.run_folder import EXIT_BAD_REQUEST, EXIT_FINAL, EXIT_INTERRUPTED
+
+POLL_S = 0.1
+LOST_PEER_GRACE_S = 20.0
+"""How long nodes may take to notice that another broke: Gloo ranks notice at once, NCCL may wait far longer."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an attempt ended."""
+
+    kind: Literal["done", "interrupted", "broken", "final"]
+    reason: str = ""
+
+
+class Attempt:
+    """The processes of one attempt."""
+
+    def __init__(self, step: Step, site: Site, check_stop: Callable[[], None]) -> None:
+        self.step = step
+        self.site = site
+        self.check_stop = check_stop
+        self.nodes: list[Node] = []
+
+    def run(self) -> Ending:
+        """Start everything and wait for the end. Whatever check_stop raises passes through."""
+        try:
+            ending = self._gang() if self.step.kind == "gang" else self._members()
+        except OSError as error:
+            return Ending("final", f"cannot start {error.filename or self.step.command[0]}: {error.strerror}")
+        return ending
+
+    def end_nodes(self) -> None:
+        """Ask every process to save and leave; kill what is left after the grace."""
+        self._signal_nodes(signal.SIGTERM)
+        self._wait_gone()
+
+    def _gang(self) -> Ending:
+        self.nodes = start_gang(self.step, self.site)
+        while all(code in (None, 0) for code in self._codes()):
+            if all(code == 0 for code in self._codes()):
+                return Ending("done")
+            self._pause()
+        self._end_survivors()
+        return self._judge()
+
+    def _members(self) -> Ending:
+        waiting = list(range(self.step.nodes))
+        free = list(self.site.gpus)
+        running: list[Node] = []
+        while waiting or running:
+            for node in [node for node in running if node.process.poll() is not None]:
+                running.remove(node)
+                free += node.gpus
+            while waiting and len(running) < self.step.parallel:
+                gpus = [free.pop(0) for _ in range(self.step.gpus_per_node)]
+                running.append(self._start_member(waiting.pop(0), gpus))
+            self._pause()
+        return self._judge()
+
+    def _start_member(self, number: int, gpus: list[str]) -> Node:
+        merge = self.step.name.endswith("-merge")
+        node = start_node(self.step, self.site, number, gpus, logs=not merge)
+        self.nodes.append(node)
+        return node
+
+    def _pause(self) -> None:
+        self.check_stop()
+        time.sleep(POLL_S)
+
+    def _codes(self) -> list[int | None]:
+        return [node.process.poll() for node in self.nodes]
+
+    def _end_survivors(self) -> None:
+        """One node left early: give the others time to notice and save, then end what is left."""
+        saving = EXIT_INTERRUPTED in self._codes()
+        start = time.monotonic()
+        deadline = start + (self.step.grace_s if saving else min(self.step.grace_s, LOST_PEER_GRACE_S))
+        told = False
+        while time.monotonic() < deadline and (None in self._codes() or self._orphans()):
+            if not told and time.monotonic() > start + 1.0:
+                self._signal_nodes(signal.SIGTERM)
+                told = True
+            self._pause()
+        processes.end_all(self.site.run, 0.0, polite=False)
+
+    def _orphans(self) -> bool:
+        return bool(processes.marked(self.site.run))
+
+    def _signal_nodes(self, number: signal.Signals) -> None:
+        for node in self.nodes:
+            if node.process.poll() is None:
+                os.kill(node.process.pid, number)
+
+    def _wait_gone(self) -> None:
+        deadline = time.monotonic() + self.step.grace_s
+        while time.monotonic() < deadline and (None in self._codes() or self._orphans()):
+            time.sleep(POLL_S)
+        processes.end_all(self.site.run, 0.0, polite=False)
+        for node in self.nodes:
+            node.process.wait()
+
+    def _judge(self) -> Ending:
+        for node in self.nodes:
+            node.process.wait()
+        codes = [node.process.returncode for node in self.nodes]
+        bad = [(node.number, code) for node, code in zip(self.nodes, codes, strict=True) if code != 0]
+        if not bad:
+            return Ending("done")
+        what = {"gang": "node", "array": "shard", "task": "task"}[self.step.kind]
+        worst = next((b for b in bad if b[1] != EXIT_INTERRUPTED), bad[0])
+        reason = f"{what} {worst[0]}: {decode_exit(worst[1])}"
+        if any(code in (EXIT_BAD_REQUEST, EXIT_FINAL) for _, code in bad):
+            return Ending("final", reason)
+        return Ending("interrupted" if worst[1] == EXIT_INTERRUPTED else "broken", reason)

@@ -1,0 +1,97 @@
+"""Starting the processes of a step: one agent per node, one process per shard, each in its own session."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from launcher.plan import SHARD, Step
+from launcher.run_folder import ENV_ATTEMPT, ENV_ATTEMPT_DIR, ENV_NODE, ENV_RUN, RunFolder
+
+
+@dataclass
+class Node:
+    """A started node or shard."""
+
+    number: int
+    process: subprocess.Popen[bytes]
+    gpus: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Site:
+    """What one attempt of a step runs with."""
+
+    run: Path
+    """The run's folder: the mark that all its processes carry."""
+    stage: RunFolder
+    attempt: int
+    gpus: list[str]
+    """CUDA names of the GPUs that the run holds."""
+
+
+def free_port() -> int:
+    """Return a TCP port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start_gang(step: Step, site: Site) -> list[Node]:
+    """Start every node of a gang, with a rendezvous that is made for this attempt alone."""
+    port = free_port()
+    nodes = []
+    for number in range(step.nodes):
+        rendezvous = {
+            "PET_NNODES": str(step.nodes),
+            "PET_NPROC_PER_NODE": str(step.processes_per_node),
+            "PET_NODE_RANK": str(number),
+            "PET_MASTER_ADDR": "127.0.0.1",
+            "PET_MASTER_PORT": str(port),
+        }
+        mine = site.gpus[number * step.gpus_per_node : (number + 1) * step.gpus_per_node]
+        nodes.append(start_node(step, site, number, mine, rendezvous))
+    return nodes
+
+
+def start_node(
+    step: Step, site: Site, number: int, gpus: list[str], extra: dict[str, str] | None = None, logs: bool = True
+) -> Node:
+    """Start one node of a gang, one shard of an array, or a task.
+
+    Args:
+        step: what to start.
+        site: where and for which attempt.
+        number: node or shard, from 0.
+        gpus: CUDA names of its GPUs.
+        extra: more environment variables.
+        logs: whether its ranks write log files of their own; otherwise all goes to the node's log.
+    """
+    environment = {**os.environ, **step.environment, **(extra or {}), **_environment(step, site, number)}
+    if not logs:
+        environment.pop(ENV_ATTEMPT_DIR)
+    if step.gpus_per_node:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    command = [part.replace(SHARD, str(number)) for part in step.command]
+    site.stage.attempt(site.attempt).mkdir(parents=True, exist_ok=True)
+    with site.stage.node_log(site.attempt, number).open("ab") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+    return Node(number, process, gpus)
+
+
+def _environment(step: Step, site: Site, number: int) -> dict[str, str]:
+    threads = step.threads_per_process or max(1, (os.cpu_count() or 1) // (step.parallel * step.processes_per_node))
+    return {
+        ENV_RUN: str(site.run),
+        ENV_ATTEMPT: str(site.attempt),
+        ENV_ATTEMPT_DIR: str(site.stage.attempt(site.attempt)),
+        ENV_NODE: str(number),
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONUNBUFFERED": "1",
+    }

@@ -1,0 +1,217 @@
+"""The scheduler of one run on this machine: ``python -m launcher.backends.local.supervisor RUN_FOLDER``.
+
+It runs detached from the shell that submitted, starts each step's processes, restarts them while they make progress,
+ends them all on cancel, and keeps ``state.json`` true. It never imports the runtime.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from launcher.backends.base import CANCELLED, ENDED, FAILED, PENDING, REQUEUED, RUNNING, SUCCEEDED
+from launcher.backends.local import gpu_queue, processes
+from launcher.backends.local.attempt import Attempt, Ending
+from launcher.backends.local.launch import Site
+from launcher.backends.local.render import parse
+from launcher.backends.local.state import LocalState, StepRecord, load_state
+from launcher.failure import first_failure
+from launcher.plan import Plan, Step
+from launcher.progress import durable_progress
+from launcher.run_folder import RunFolder, append_line, read_json
+
+POLL_S = 0.1
+
+
+class Stopped(Exception):
+    """Cancel was asked for, or the supervisor was told to end."""
+
+
+class Supervisor:
+    """Runs the steps of a plan in order."""
+
+    def __init__(self, folder: RunFolder, plan: Plan, total_gpus: int | None) -> None:
+        self.folder = folder
+        self.plan = plan
+        self.total_gpus = total_gpus
+        self.state = load_state(folder)
+        self.told_to_end = False
+
+    def run(self) -> None:
+        """Carry the run to its end."""
+        self._begin()
+        try:
+            for step in self.plan.steps:
+                if self.state.step(step.name).state != SUCCEEDED:
+                    self._run_step(step)
+                if self.state.state in ENDED:
+                    return
+            self._end(SUCCEEDED, "")
+        except Stopped:
+            self._stopped()
+        except Exception as error:
+            traceback.print_exc()
+            self._end(FAILED, f"the supervisor broke: {type(error).__name__}: {error}")
+        finally:
+            processes.end_all(self.folder.root, 0.0, polite=False)
+            gpu_queue.release(os.getpid())
+
+    def _begin(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._note_signal)
+        me = processes.identity(os.getpid())
+        assert me is not None
+        known = {step.name: step for step in self.state.steps}
+        steps = [known.get(step.name) or StepRecord(step.name, step.stage) for step in self.plan.steps]
+        self.state.steps = steps
+        self.state.pid, self.state.pid_started = me
+        self.state.boot_time = processes.boot_time()
+        self.state.started = self.state.started or time.time()
+        self._set(PENDING, "")
+
+    def _note_signal(self, number: int, frame: object) -> None:
+        self.told_to_end = True
+
+    def _check_stop(self) -> None:
+        if self.told_to_end or self.folder.cancel_request.exists():
+            raise Stopped
+
+    def _run_step(self, step: Step) -> None:
+        record = self.state.step(step.name)
+        stage = self.folder.stage(step.stage)
+        fruitless = 0
+        while True:
+            self._check_stop()
+            gpus = self._wait_for_gpus(step)
+            before = durable_progress(stage)
+            record.attempt = self._next_attempt(step, stage)
+            ending = self._attempt(step, stage, record, gpus)
+            if ending.kind == "done":
+                record.state, record.ended = SUCCEEDED, time.time()
+                self._set(RUNNING, "")
+                return
+            self._check_stop()
+            fruitless = 0 if durable_progress(stage) > before else fruitless + 1
+            if ending.kind == "final" or step.retries == 0 or fruitless >= step.retries:
+                self._fail(step, record, ending, fruitless)
+                return
+            self._event("requeued", step=step.name, reason=ending.reason)
+            record.state = REQUEUED
+            self._set(REQUEUED, f"{ending.reason}; starting again")
+
+    def _next_attempt(self, step: Step, stage: RunFolder) -> int:
+        """A new number for every stay; the merge belongs to the attempt of its shards."""
+        numbers = stage.attempt_numbers()
+        used = [n for n in numbers if any(stage.attempt(n).glob("node*.log"))]
+        if step.name.endswith("-merge") and used:
+            return used[-1]
+        return used[-1] + 1 if used else 0
+
+    def _attempt(self, step: Step, stage: RunFolder, record: StepRecord, gpus: list[str]) -> Ending:
+        record.state, record.started, record.ended = RUNNING, record.started or time.time(), None
+        self.state.attempt, self.state.stage = record.attempt, step.stage
+        self.state.attempts += not step.name.endswith("-merge")
+        self._set(RUNNING, "")
+        self._event("attempt", step=step.name, number=record.attempt)
+        site = Site(self.folder.root, stage, record.attempt, gpus)
+        attempt = Attempt(step, site, self._check_stop)
+        try:
+            return attempt.run()
+        except Stopped:
+            self._set(self.state.state, "ending: saving the state")
+            attempt.end_nodes()
+            raise
+
+    def _wait_for_gpus(self, step: Step) -> list[str]:
+        wanted = step.gpus_per_node * step.parallel
+        if not wanted:
+            return []
+        total = gpu_queue.count_gpus() if self.total_gpus is None else self.total_gpus
+        shown = ""
+        while True:
+            claim = gpu_queue.try_claim(self.folder.name, self.state.pid, self.state.pid_started, wanted, total)
+            if claim.gpus is not None:
+                names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+                return [names[i] if i < len(names) and names[i] else str(i) for i in claim.gpus]
+            reason = f"waits for {wanted} of {total} GPUs, behind {claim.waits_for}"
+            if reason != shown:
+                self._set(PENDING, reason)
+                shown = reason
+            self._check_stop()
+            time.sleep(POLL_S * 5)
+
+    def _fail(self, step: Step, record: StepRecord, ending: Ending, fruitless: int) -> None:
+        record.state, record.ended = FAILED, time.time()
+        failure = first_failure(self.folder.stage(step.stage), record.attempt)
+        reason = failure.summary if failure else ending.reason
+        if fruitless > 1:
+            reason += f" ({fruitless} attempts in a row without a new step)"
+        where = f"{step.name}: " if len(self.plan.steps) > 1 else ""
+        self._end(FAILED, where + reason)
+
+    def _stopped(self) -> None:
+        request = read_json(self.folder.cancel_request)
+        for step in self.state.steps:
+            if step.state in (RUNNING, REQUEUED):
+                step.state, step.ended = CANCELLED, time.time()
+        saved = self._saved()
+        if request is not None:
+            self._end(CANCELLED, f"cancelled by {request.get('by', 'a user')}{saved}")
+        else:
+            self._end(FAILED, f"the supervisor was told to end (did the machine shut down?){saved}")
+
+    def _saved(self) -> str:
+        steps = self.folder.stage(self.state.stage).checkpoint_steps()
+        return f"; state saved at step {steps[-1]}" if steps else ""
+
+    def _end(self, state: str, reason: str) -> None:
+        self.state.ended = time.time()
+        self._event(state.lower(), reason=reason)
+        # The run is over for every reader from here on, so nothing of it may be left running.
+        processes.end_all(self.folder.root, 0.0, polite=False)
+        self._set(state, reason)
+
+    def _set(self, state: str, reason: str) -> None:
+        self.state.state, self.state.reason = state, reason
+        self.state.save(self.folder)
+
+    def _event(self, event: str, **fields: object) -> None:
+        append_line(self.folder.events, {"time": time.time(), "event": f"run.{event}", **fields})
+
+
+def take_lock(folder: RunFolder) -> IO[str] | None:
+    """Make sure that a run has one supervisor: return the held lock, or None when another holds it."""
+    lock = (folder.root / "supervisor.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
+
+
+def main(arguments: list[str], make: Callable[..., Supervisor] = Supervisor) -> int:
+    """Supervise the run in a folder to its end."""
+    folder = RunFolder(Path(arguments[0]))
+    lock = take_lock(folder)
+    if lock is None:
+        print("this run has a supervisor already", file=sys.stderr)
+        return 1
+    record = read_json(folder.record) or {}
+    rendered = folder.rendered(record["submissions"][-1]["attempt"]).read_text(encoding="utf-8")
+    make(folder, parse(rendered), record.get("gpus")).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+
+
+__all__ = ["LocalState", "Supervisor", "main", "take_lock"]

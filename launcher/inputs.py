@@ -1,0 +1,68 @@
+"""The files and folders a run reads: made absolute, and looked for before anything is sent."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.recipe import Stage
+from launcher.tree import Key
+
+_READ: dict[str, tuple[Key, ...]] = {
+    "train": (
+        ("model", "language", "path"), ("model", "vision", "path"), ("model", "projector", "path"),
+        ("data", "records"), ("data", "images"),
+    ),
+    "eval": (("eval", "model"), ("eval", "baseline"), ("eval", "data")),
+    "convert": (("convert", "source"), ("convert", "language"), ("convert", "vision")),
+    "toy": (),
+}  # fmt: skip
+_WRITTEN: dict[str, tuple[Key, ...]] = {
+    "convert": (("convert", "output"),),
+    "toy": (("toy", "data"), ("toy", "bases"), ("toy", "cache")),
+}
+
+
+@dataclass(frozen=True)
+class Missing:
+    """An input that is not where the recipe says."""
+
+    key: str
+    path: str
+    origin: str
+    cure: str
+
+
+def make_absolute(stages: Sequence[Stage]) -> None:
+    """Write every path out in full, because jobs start in other folders."""
+    for stage in stages:
+        for key in (*_READ[stage.kind], *_WRITTEN.get(stage.kind, ())):
+            value = stage.tree.get(key)
+            if isinstance(value, str) and value and not value.startswith("<"):
+                stage.tree.set(key, os.path.abspath(Path(value).expanduser()), stage.tree.origin(key))
+
+
+def find_missing(stages: Sequence[Stage], run_folder: Path) -> list[Missing]:
+    """List inputs that are not there; what an earlier stage of the same run makes is not looked for."""
+    made = [Path(str(stage.tree.get(key))) for stage in stages for key in _WRITTEN.get(stage.kind, ())]
+    missing = []
+    for stage in stages:
+        for key in _READ[stage.kind]:
+            value = stage.tree.get(key)
+            if not isinstance(value, str) or Path(value).exists() or _will_be_made(Path(value), run_folder, made):
+                continue
+            missing.append(_missing(stage, key, value))
+    return missing
+
+
+def _will_be_made(path: Path, run_folder: Path, made: list[Path]) -> bool:
+    return any(path == parent or parent in path.parents for parent in (run_folder, *made))
+
+
+def _missing(stage: Stage, key: Key, value: str) -> Missing:
+    name = ".".join(key)
+    needs = stage.tree.values.get("needs") or {}
+    cure = str(needs.get(name) or f"put it there, or name another: --set {name}=PATH")
+    return Missing(name, value, stage.tree.origin(key), cure)

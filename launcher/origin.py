@@ -1,0 +1,41 @@
+"""What was the state of things at submission: code version and diff, versions, who, where, with what command."""
+
+from __future__ import annotations
+
+import getpass
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from launcher import __version__
+
+_LARGEST_DIFF = 1 << 20
+
+
+def describe_origin() -> dict[str, Any]:
+    """Return the facts about this submission that belong into its record."""
+    return {
+        "command": shlex.join(["llavajob", *sys.argv[1:]]),
+        "folder": str(Path.cwd()),
+        "user": getpass.getuser(),
+        "host": socket.gethostname(),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "versions": {"llavajob": __version__, "python": platform.python_version()},
+    }
+
+
+def code_diff() -> str:
+    """Return the uncommitted change of the folder's git checkout, cut at 1 MiB; empty outside of one."""
+    return (_git("diff", "HEAD", "--no-color", "--no-ext-diff") or "")[:_LARGEST_DIFF]
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else None

@@ -1,0 +1,168 @@
+"""What each command does with runs, in plain functions: prepare, submit, resume, cancel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.backends.base import ENDED, SUCCEEDED, BackendState, get_backend
+from launcher.errors import RequestError
+from launcher.inputs import Missing, find_missing, make_absolute
+from launcher.origin import code_diff, describe_origin
+from launcher.plan import Plan, make_plan
+from launcher.profiles import Profile, find_profile, runs_roots
+from launcher.recipe import Override, Recipe, Stage, apply_overrides, load, stages_of
+from launcher.references import Names
+from launcher.run_folder import RunFolder, write_aside
+from launcher.store import Run, check_name, find_run, latest_finished, make_folder, new_name, now, save
+from launcher.tree import Tree
+from launcher.yaml_text import dump
+
+
+@dataclass
+class Prepared:
+    """Everything about a run that is known before it is sent."""
+
+    name: str
+    folder: RunFolder
+    recipe: Recipe
+    profile: Profile
+    stages: list[Stage]
+    plan: Plan
+    rendered: str
+    missing: list[Missing]
+    lacking: list[str]
+    """What the place lacks, in words."""
+
+    def require_inputs(self) -> None:
+        """Raise RequestError naming every missing input and how to get it."""
+        if not self.missing and not self.lacking:
+            return
+        lines = [f"{m.origin}: {m.key}: {m.path} is not there\n    get it: {m.cure}" for m in self.missing]
+        lines += self.lacking
+        raise RequestError(f"{self.recipe.name} cannot start yet:\n" + "\n".join(f"  {line}" for line in lines))
+
+
+def prepare(reference: str, on: str | None, name: str | None, overrides: Sequence[Override]) -> Prepared:
+    """Resolve, check, plan and render a recipe; nothing is written.
+
+    Raises:
+        RequestError: anything that a person can mend, all problems at once.
+    """
+    if name is not None:
+        check_name(name)
+    profile = find_profile(on)
+    recipe = load(reference)
+    apply_overrides(recipe, overrides)
+    run = name or new_name(recipe.name)
+    return _prepare(recipe, profile, RunFolder(profile.runs / run))
+
+
+def _prepare(recipe: Recipe, profile: Profile, folder: RunFolder) -> Prepared:
+    fixed = {"run.dir": str(folder.root), "run.name": folder.name, "runs.root": str(profile.runs)}
+    names = Names(fixed, lambda wanted: latest_finished(runs_roots(), wanted))
+    stages = stages_of(recipe, profile.values, folder.root, names)
+    make_absolute(stages)
+    plan = make_plan(folder.name, folder.root, profile.backend, profile.python, profile.environment, stages)
+    backend = get_backend(profile.backend)
+    missing, lacking = find_missing(stages, folder.root), backend.check(plan)
+    return Prepared(folder.name, folder, recipe, profile, stages, plan, backend.render(plan), missing, lacking)
+
+
+def submit(prepared: Prepared) -> tuple[Run, list[str]]:
+    """Store a prepared run and send it; return it with its job ids."""
+    prepared.require_inputs()
+    folder = make_folder(prepared.profile.runs, prepared.name)
+    record = {
+        "format": 1,
+        "name": prepared.name,
+        "created": now(),
+        "recipe": prepared.recipe.name,
+        "kind": prepared.recipe.kind,
+        "source": prepared.recipe.source,
+        "backend": prepared.profile.backend,
+        "profile": prepared.profile.name,
+        "gpus": prepared.profile.gpus,
+        **describe_origin(),
+        "submissions": [],
+    }
+    diff = code_diff()
+    if diff:
+        write_aside(folder.code_diff, diff)
+    return _send(Run(folder, record), prepared)
+
+
+def _send(run: Run, prepared: Prepared) -> tuple[Run, list[str]]:
+    attempt = max(run.folder.attempt_numbers(), default=-1) + 1
+    for path, values in prepared.plan.configs.items():
+        write_aside(Path(path), dump(values))
+    write_aside(run.folder.rendered(attempt), prepared.rendered)
+    run.record["recipe_tree"] = prepared.recipe.tree.values
+    run.record["origins"] = {".".join(key): origin for key, origin in prepared.recipe.tree.origins.items() if key}
+    run.record["values"] = {stage.name: stage.tree.values for stage in prepared.stages}
+    entry: dict[str, Any] = {"time": now(), "attempt": attempt, "job_ids": []}
+    run.record["submissions"].append(entry)
+    save(run)
+    entry["job_ids"] = get_backend(prepared.profile.backend).submit(run, prepared.rendered)
+    save(run)
+    return run, entry["job_ids"]
+
+
+def state_of(run: Run) -> BackendState:
+    """Ask a run's backend where it is."""
+    return get_backend(str(run.record["backend"])).states([run])[0]
+
+
+def resume(name: str | None, overrides: Sequence[Override]) -> tuple[Run, list[str]]:
+    """Go on with a run that ended early: a new attempt of the same run.
+
+    Raises:
+        RequestError: it is still active, it succeeded, or there is nothing to go on from.
+    """
+    run = find_run(runs_roots(), name)
+    _require_resumable(run, state_of(run))
+    recipe = _stored_recipe(run)
+    apply_overrides(recipe, overrides)
+    profile = find_profile(str(run.record["profile"]))
+    profile.runs = run.folder.root.parent
+    prepared = _prepare(recipe, profile, run.folder)
+    prepared.require_inputs()
+    run.folder.cancel_request.unlink(missing_ok=True)
+    return _send(run, prepared)
+
+
+def _require_resumable(run: Run, state: BackendState) -> None:
+    if state.state == SUCCEEDED:
+        raise RequestError(f"{run.name} has succeeded; there is nothing to resume", f"Its results: {run.folder.root}")
+    if state.state not in ENDED:
+        cure = f"Follow it: llavajob logs {run.name} --follow. To start it again: llavajob cancel {run.name} first."
+        raise RequestError(f"{run.name} is {state.state}; only a run that has ended can be resumed", cure)
+    if run.record["kind"] == "train" and not run.folder.checkpoint_steps():
+        cure = f"Start it anew: llavajob submit {run.record['recipe']}"
+        raise RequestError(f"{run.name} has no complete checkpoint to resume from", cure)
+
+
+def _stored_recipe(run: Run) -> Recipe:
+    origins = {tuple(key.split(".")): origin for key, origin in run.record["origins"].items()}
+    tree = Tree(run.record["recipe_tree"], origins)
+    return Recipe(str(run.record["recipe"]), str(run.record["kind"]), tree, str(run.record["source"]))
+
+
+def cancel(run: Run) -> BackendState:
+    """End a run.
+
+    Raises:
+        RequestError: it has ended already.
+    """
+    state = state_of(run)
+    if state.state in ENDED and not _left_over(run, state):
+        cure = "" if state.state == SUCCEEDED else f"To go on with it: llavajob resume {run.name}"
+        raise RequestError(f"{run.name} has ended already ({state.state})", cure)
+    return get_backend(str(run.record["backend"])).cancel(run)
+
+
+def _left_over(run: Run, state: BackendState) -> bool:
+    """A run whose supervisor died counts as failed, yet may still have processes to end."""
+    return state.ended is None

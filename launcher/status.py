@@ -1,0 +1,116 @@
+"""Where a run is, put together from its scheduler's word and the files that the runtime writes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from launcher.backends.base import ENDED, FAILED, REQUEUED, RUNNING, STARTING, BackendState, StepState, get_backend
+from launcher.failure import Failure, first_failure
+from launcher.progress import Progress, read_progress
+from launcher.run_folder import RunFolder
+from launcher.store import Run
+
+
+@dataclass
+class RunStatus:
+    """All that ``llavajob status`` shows."""
+
+    run: str
+    recipe: str
+    backend: str
+    state: str
+    reason: str
+    attempt: int
+    attempts: int
+    stage: str
+    step: int | None
+    total_steps: int | None
+    loss: float | None
+    samples_per_s: float | None
+    eta_s: float | None
+    dir: str
+    job_ids: list[str]
+    created: float
+    started: float | None
+    ended: float | None
+    stages: list[StepState] = field(default_factory=list)
+    failure: Failure | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return asdict(self)
+
+
+def statuses(runs: Sequence[Run]) -> list[RunStatus]:
+    """Return the status of every run, with one query per backend."""
+    by_name: dict[str, RunStatus] = {}
+    for backend in sorted({str(run.record["backend"]) for run in runs}):
+        mine = [run for run in runs if run.record["backend"] == backend]
+        for run, state in zip(mine, get_backend(backend).states(mine), strict=True):
+            by_name[str(run.folder.root)] = _status(run, state)
+    return [by_name[str(run.folder.root)] for run in runs]
+
+
+def _status(run: Run, state: BackendState) -> RunStatus:
+    stage = run.folder.stage(state.stage)
+    progress = read_progress(stage)
+    shown = _refined(state, stage)
+    failure = first_failure(stage, state.attempt) if shown == FAILED else None
+    ended = shown in ENDED
+    return RunStatus(
+        run=run.name,
+        recipe=str(run.record.get("recipe")),
+        backend=str(run.record.get("backend")),
+        state=shown,
+        reason=state.reason,
+        attempt=state.attempt,
+        attempts=state.attempts,
+        stage=state.stage,
+        step=progress.step,
+        total_steps=progress.total_steps,
+        loss=progress.loss,
+        samples_per_s=progress.samples_per_s,
+        eta_s=None if ended else progress.eta_s,
+        dir=str(run.folder.root),
+        job_ids=state.job_ids,
+        created=run.created,
+        started=state.started,
+        ended=state.ended,
+        stages=state.steps,
+        failure=failure,
+    )
+
+
+def _refined(state: BackendState, stage: RunFolder) -> str:
+    """A scheduler calls a job running from its first process on; for a person it runs from its first sign of work."""
+    if state.state not in (RUNNING, REQUEUED) or not state.steps:
+        return state.state
+    if state.state == REQUEUED:
+        return REQUEUED
+    logs = stage.attempt(state.attempt).glob("*.log")
+    return RUNNING if any(path.stat().st_size for path in logs) else STARTING
+
+
+def stage_progress(run: Run, states: Iterable[StepState]) -> dict[str, Progress]:
+    """Return how far each stage is, by stage name."""
+    return {state.stage: read_progress(run.folder.stage(state.stage)) for state in states}
+
+
+def in_words(seconds: float | None) -> str:
+    """Write a duration for people: ``48 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    if seconds is None:
+        return ""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def age(moment: float) -> str:
+    """Write how long ago something was."""
+    return in_words(max(0.0, time.time() - moment))

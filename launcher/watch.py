@@ -1,0 +1,164 @@
+"""Staying with a run: its log lines, or progress bars on a terminal, and its result as the exit code."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from launcher import console
+from launcher.backends.base import ENDED, SUCCEEDED
+from launcher.errors import RequestError
+from launcher.explain import failure_lines, next_commands
+from launcher.logs import Selection, follow, read
+from launcher.progress import Progress
+from launcher.runs import state_of
+from launcher.status import RunStatus, in_words, stage_progress, statuses
+from launcher.store import Run
+
+EXIT_STOPPED_FOLLOWING = 130
+_POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class LogChoice:
+    """Which lines ``llavajob logs`` shows."""
+
+    ranks: list[int]
+    nodes: list[int]
+    attempt: int | None
+    stages: list[str]
+    tail: int | None
+    grep: str | None
+    since: str | None
+
+
+def show_logs(run: Run, choice: LogChoice, stay: bool) -> int:
+    """Print a run's log lines; with stay, until the run ends. Return the exit code.
+
+    Raises:
+        RequestError: a pattern or a time that cannot be understood.
+    """
+    try:
+        chosen = Selection(
+            ranks=tuple(choice.ranks), nodes=tuple(choice.nodes), attempt=choice.attempt, tail=choice.tail,
+            grep=choice.grep, since=choice.since, stages=tuple(choice.stages),
+        )  # fmt: skip
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+    if not stay:
+        printed = _print(read(run.folder.root, chosen, colour=console.wants_colour(sys.stdout)))
+        if not printed:
+            console.say(f"No log lines fit yet. State: llavajob status {run.name}")
+        return 0
+    try:
+        _print(follow(run.folder.root, chosen, is_over=lambda: _is_over(run), wait=time.sleep))
+    except KeyboardInterrupt:
+        return _stopped_following(run)
+    return _result(run)
+
+
+def watch(run: Run, quiet_stdout: bool = False) -> int:
+    """Stay with a run until it ends: progress bars on a terminal, log lines elsewhere."""
+    try:
+        if sys.stderr.isatty():
+            _bars(run)
+        else:
+            lines = follow(run.folder.root, Selection(), is_over=lambda: _is_over(run), wait=time.sleep)
+            _print(lines, to_people=quiet_stdout)
+    except KeyboardInterrupt:
+        return _stopped_following(run)
+    return _result(run, quiet_stdout)
+
+
+def _print(lines: Iterable[str], to_people: bool = False) -> int:
+    count = 0
+    for count, line in enumerate(lines, 1):
+        console.say(line) if to_people else console.data(line)
+    return count
+
+
+def _is_over(run: Run) -> bool:
+    return state_of(run).state in ENDED
+
+
+def _stopped_following(run: Run) -> int:
+    console.say(f"\nStopped following; {run.name} goes on. Follow: llavajob logs {run.name} --follow")
+    console.say(f"To end it: llavajob cancel {run.name}")
+    return EXIT_STOPPED_FOLLOWING
+
+
+def _result(run: Run, quiet_stdout: bool = False) -> int:
+    status = statuses([run])[0]
+    for text in reports(run):
+        console.say(text) if quiet_stdout else console.data(text)
+    took = f" in {in_words(status.ended - status.created)}" if status.ended else ""
+    reason = f": {status.reason}" if status.reason else ""
+    console.say(f"{run.name} {status.state.lower()}{took}{reason}")
+    console.say(f"Its files: {status.dir}")
+    if status.state == SUCCEEDED:
+        return 0
+    for line in [*failure_lines(status), *next_commands(status)]:
+        console.say(f"  {line}")
+    return 1
+
+
+def reports(run: Run) -> list[str]:
+    """Return the tables that the run's evaluations wrote."""
+    paths = sorted(run.folder.root.glob("eval/*/report.txt")) + sorted(
+        run.folder.root.glob("stages/*/eval/*/report.txt")
+    )
+    return [path.read_text(encoding="utf-8").rstrip("\n") for path in paths]
+
+
+def _bars(run: Run) -> None:
+    """Show one progress bar per step until the run ends."""
+    from rich.console import Console
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    layout = (
+        SpinnerColumn(finished_text="+"), TextColumn("{task.description}"), BarColumn(),
+        TextColumn("{task.fields[words]}"), TimeElapsedColumn(),
+    )  # fmt: skip
+    with Bars(*layout, console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+        while True:
+            status = statuses([run])[0]
+            _update(bars, tasks, status, run)
+            if status.state in ENDED:
+                return
+            time.sleep(_POLL_S)
+
+
+def _update(bars: Any, tasks: dict[str, Any], status: RunStatus, run: Run) -> None:
+    progress = stage_progress(run, status.stages)
+    for step in status.stages:
+        if step.name not in tasks:
+            tasks[step.name] = bars.add_task(step.name, total=None, start=False, words="")
+        task = tasks[step.name]
+        if step.started:
+            bars.start_task(task) if not bars.tasks[task].started else None
+        done, words = _bar_words(step.state, progress[step.stage], step.name.endswith("-merge"))
+        total = None if step.state not in ENDED and done is None else 1.0
+        bars.update(task, total=total, completed=1.0 if step.state == SUCCEEDED else done or 0.0, words=words)
+        if step.state in ENDED:
+            bars.stop_task(task)
+    if status.reason:
+        bars.console.print(status.reason) if tasks.get("reason") != status.reason else None
+        tasks["reason"] = status.reason
+
+
+def _bar_words(state: str, progress: Progress, is_merge: bool) -> tuple[float | None, str]:
+    if state == "PENDING":
+        return None, ""
+    if is_merge or not progress.total_steps or progress.step is None:
+        return None, state.lower()
+    words = [f"{progress.step}/{progress.total_steps}"]
+    if progress.loss is not None:
+        words.append(f"loss {progress.loss:.3f}")
+    if progress.samples_per_s:
+        words.append(f"{progress.samples_per_s:.0f} samples/s")
+    return progress.step / progress.total_steps, ", ".join(words)

@@ -209,7 +209,10 @@ def cancel(names: Annotated[list[str], typer.Argument(help="Runs to end.", metav
     """End runs: state saved, every process gone."""
     from launcher import runs
 
-    for run in [_find(name) for name in names]:
+    found = [_find(name) for name in names]
+    for run in found:
+        runs.require_active(run)
+    for run in found:
         console.say(f"Ending {run.name}: saving the state first ...")
         state = runs.cancel(run)
         console.say(f"{run.name}: {state.state}, {state.reason}; no process is left")

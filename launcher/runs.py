@@ -150,19 +150,17 @@ def _stored_recipe(run: Run) -> Recipe:
     return Recipe(str(run.record["recipe"]), str(run.record["kind"]), tree, str(run.record["source"]))
 
 
-def cancel(run: Run) -> BackendState:
-    """End a run.
+def require_active(run: Run) -> None:
+    """Raise RequestError when a run has ended already.
 
-    Raises:
-        RequestError: it has ended already.
+    A run whose supervisor died counts as failed, yet may have left processes to end: that one may be cancelled.
     """
     state = state_of(run)
-    if state.state in ENDED and not _left_over(run, state):
+    if state.state in ENDED and state.ended is not None:
         cure = "" if state.state == SUCCEEDED else f"To go on with it: llavajob resume {run.name}"
         raise RequestError(f"{run.name} has ended already ({state.state})", cure)
+
+
+def cancel(run: Run) -> BackendState:
+    """End a run that has not ended."""
     return get_backend(str(run.record["backend"])).cancel(run)
-
-
-def _left_over(run: Run, state: BackendState) -> bool:
-    """A run whose supervisor died counts as failed, yet may still have processes to end."""
-    return state.ended is None

@@ -75,7 +75,8 @@ def watch(run: Run, quiet_stdout: bool = False) -> int:
 
 def _print(lines: Iterable[str], to_people: bool = False) -> int:
     count = 0
-    for count, line in enumerate(lines, 1):
+    for line in lines:
+        count += 1
         console.say(line) if to_people else console.data(line)
     return count
 

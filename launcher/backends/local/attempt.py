@@ -90,17 +90,14 @@ class Attempt:
         """One node left early: give the others time to notice and save, then end what is left."""
         saving = EXIT_INTERRUPTED in self._codes()
         start = time.monotonic()
-        deadline = start + (self.step.grace_s if saving else min(self.step.grace_s, LOST_PEER_GRACE_S))
+        most_s = self.step.grace_s if saving else min(self.step.grace_s, LOST_PEER_GRACE_S)
         told = False
-        while time.monotonic() < deadline and (None in self._codes() or self._orphans()):
+        while time.monotonic() < start + most_s and self._still_leaving():
             if not told and time.monotonic() > start + 1.0:
                 self._signal_nodes(signal.SIGTERM)
                 told = True
             self._pause()
-        processes.end_all(self.site.run, 0.0, polite=False)
-
-    def _orphans(self) -> bool:
-        return bool(processes.marked(self.site.run))
+        self._kill_rest()
 
     def _signal_nodes(self, number: signal.Signals) -> None:
         for node in self.nodes:
@@ -109,15 +106,23 @@ class Attempt:
 
     def _wait_gone(self) -> None:
         deadline = time.monotonic() + self.step.grace_s
-        while time.monotonic() < deadline and (None in self._codes() or self._orphans()):
+        while time.monotonic() < deadline and self._still_leaving():
             time.sleep(POLL_S)
+        self._kill_rest()
+
+    def _still_leaving(self) -> bool:
+        """A node that was killed leaves ranks behind that may be saving; a node that returned left nothing of use."""
+        codes = self._codes()
+        if None in codes:
+            return True
+        return any(code < 0 for code in codes if code) and bool(processes.marked(self.site.run))
+
+    def _kill_rest(self) -> None:
         processes.end_all(self.site.run, 0.0, polite=False)
         for node in self.nodes:
             node.process.wait()
 
     def _judge(self) -> Ending:
-        for node in self.nodes:
-            node.process.wait()
         codes = [node.process.returncode for node in self.nodes]
         bad = [(node.number, code) for node, code in zip(self.nodes, codes, strict=True) if code != 0]
         if not bad:

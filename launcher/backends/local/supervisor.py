@@ -73,7 +73,7 @@ class Supervisor:
         self.state.steps = steps
         self.state.pid, self.state.pid_started = me
         self.state.boot_time = processes.boot_time()
-        self.state.started = self.state.started or time.time()
+        self.state.started, self.state.ended = self.state.started or time.time(), None
         self._set(PENDING, "")
 
     def _note_signal(self, number: int, frame: object) -> None:

@@ -54,7 +54,7 @@ class Partial:
         if not self._cut and len(self._data) <= LONGEST_LINE:
             return self._data
         end = self._data[LONGEST_LINE:] if self._cut else self._data
-        head, turn, last = end.rstrip(b"\r").rpartition(b"\r")
+        _, turn, last = end.rstrip(b"\r").rpartition(b"\r")
         line, length = (last, len(last)) if turn else (self._data, len(self._data) + self._cut)
         over = length - LONGEST_LINE
         return line[:LONGEST_LINE] + f" … ({over} more bytes)".encode() if over > 0 else line

@@ -13,7 +13,7 @@ from launcher.logs.clean import Partial, shorten
 from launcher.logs.lines import first_stamp
 
 FORWARD_BLOCK = 256 * 1024
-_FIRST_BLOCK = 8 * 1024
+_FIRST_BLOCK = 16 * 1024
 """Reading backwards begins with little: with hundreds of ranks, a few lines of each are enough."""
 _PROBE = 64 * 1024
 _FURTHEST = 1024 * 1024
@@ -107,15 +107,18 @@ def start_of_tail(path: Path, start: int, end: int, count: int, keep: Callable[[
 
     It is a line with a time where one is near, so that lines without a time before it get theirs.
     """
-    found, enough, place = 0, end, end
+    found, enough, place = 0, None, end
+    if count == 0:
+        return end
     for place, raw in read_backwards(path, start, end):
-        if found >= count and (enough - place > _FURTHEST or count == 0):
-            return enough
         found += keep(raw)
-        if found >= count:
-            enough = min(enough, place)
-            if first_stamp(raw + b"\n", at_line_start=True):
-                return place
+        if found < count:
+            continue
+        enough = place if enough is None else enough
+        if first_stamp(raw + b"\n", at_line_start=True):
+            return place
+        if enough - place > _FURTHEST:
+            return enough
     return place
 
 

@@ -61,7 +61,7 @@ def _seconds(whole: str, fraction: str | None) -> float | None:
     start = _epoch(whole)
     if start is None or not fraction:
         return start
-    return start + int(fraction) / 10 ** len(fraction)
+    return start + float(f"0.{fraction}")
 
 
 @lru_cache(maxsize=4096)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launcher.errors import Problem, RecipeError
+from launcher.profiles import Profile
 from launcher.recipe import Stage
 from launcher.recipe_schema import LAUNCHER_KEYS
 from launcher.run_folder import RunFolder
@@ -45,25 +46,25 @@ class Plan:
     run: str
     folder: Path
     backend: str
+    gpus: int | None
+    """GPUs of this machine that the local backend may use; null: all."""
     steps: tuple[Step, ...]
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Contents of each stage's config.yaml, by its path."""
 
 
-def make_plan(
-    run: str, folder: Path, backend: str, python: str, environment: dict[str, str], stages: Sequence[Stage]
-) -> Plan:
+def make_plan(run: str, folder: Path, place: Profile, stages: Sequence[Stage]) -> Plan:
     """Lay out the steps of every stage.
 
     Raises:
         RecipeError: a batch that does not divide, a GPU count that makes no sense; all at once.
     """
-    problems = [problem for stage in stages for problem in fit_batch(stage)]
+    problems = [problem for stage in stages for problem in (*fit_batch(stage), *check_tuning(stage))]
     if problems:
         raise RecipeError(problems)
-    steps = [step for stage in stages for step in _steps(stage, python, environment)]
+    steps = [step for stage in stages for step in _steps(stage, place.python, place.environment)]
     configs = {str(RunFolder(stage.folder).config): config_values(stage) for stage in stages}
-    return Plan(run, folder, backend, tuple(steps), configs)
+    return Plan(run, folder, place.backend, place.gpus, tuple(steps), configs)
 
 
 def config_values(stage: Stage) -> dict[str, Any]:
@@ -105,6 +106,19 @@ def fit_batch(stage: Stage) -> list[Problem]:
         origin = f"{device} lowered, so that {ranks} ranks share {whole}"
         stage.tree.set(("train", "device_batch"), fitting[0], origin)
     return []
+
+
+def check_tuning(stage: Stage) -> list[Problem]:
+    """Find parts that are to train every weight in 4 bits, which take no updates."""
+    if stage.kind != "train":
+        return []
+    text = "goes with tuning: frozen or lora, because 4-bit weights take no updates"
+    found = []
+    for part in ("language", "vision"):
+        values, key = stage.tree.values["model"][part], ("model", part, "quantize")
+        if values["quantize"] == "nf4" and values["tuning"] == "full":
+            found.append(Problem(stage.tree.origin(key), f"model.{part}.quantize: nf4 {text}"))
+    return found
 
 
 def accumulation(stage: Stage) -> int:

@@ -65,7 +65,7 @@ def _prepare(recipe: Recipe, profile: Profile, folder: RunFolder) -> Prepared:
     names = Names(fixed, lambda wanted: latest_finished(runs_roots(), wanted))
     stages = stages_of(recipe, profile.values, folder.root, names)
     make_absolute(stages)
-    plan = make_plan(folder.name, folder.root, profile.backend, profile.python, profile.environment, stages)
+    plan = make_plan(folder.name, folder.root, profile, stages)
     backend = get_backend(profile.backend)
     missing, lacking = find_missing(stages, folder.root), backend.check(plan)
     return Prepared(folder.name, folder, recipe, profile, stages, plan, backend.render(plan), missing, lacking)
@@ -84,7 +84,6 @@ def submit(prepared: Prepared) -> tuple[Run, list[str]]:
         "source": prepared.recipe.source,
         "backend": prepared.profile.backend,
         "profile": prepared.profile.name,
-        "gpus": prepared.profile.gpus,
         **describe_origin(),
         "submissions": [],
     }

@@ -40,7 +40,7 @@ class LocalBackend:
             missing.append(f"the profile's python {python} is not there")
         wanted = max((step.gpus_per_node * step.parallel for step in plan.steps), default=0)
         if wanted:
-            missing += _lacking_gpus(wanted)
+            missing += _lacking_gpus(wanted, gpu_queue.count_gpus() if plan.gpus is None else plan.gpus)
         return missing
 
     def submit(self, run: Run, rendered: str) -> list[str]:
@@ -92,7 +92,8 @@ class LocalBackend:
     def _settle(self, folder: RunFolder, who: str) -> BackendState:
         state = load_state(folder)
         if state.state not in ENDED:
-            state.state, state.reason, state.ended = CANCELLED, f"cancelled by {who}", time.time()
+            state.state, state.ended = CANCELLED, time.time()
+            state.reason = f"cancelled by {who}{_kept(state, folder)}"
             state.save(folder)
         return state.shown()
 
@@ -111,8 +112,7 @@ def _tell(pid: int) -> None:
 def _why_dead(state: LocalState, folder: RunFolder) -> str:
     if not state.pid:
         return "its supervisor never started"
-    steps = folder.stage(state.stage).checkpoint_steps()
-    kept = f"; the state of step {steps[-1]} is kept" if steps else ""
+    kept = _kept(state, folder)
     if abs(state.boot_time - processes.boot_time()) > 5.0:
         return f"the machine was restarted{kept}"
     left = len(processes.marked(folder.root))
@@ -120,8 +120,12 @@ def _why_dead(state: LocalState, folder: RunFolder) -> str:
     return f"its supervisor died (killed?){kept}{leaving}"
 
 
-def _lacking_gpus(wanted: int) -> list[str]:
-    have = gpu_queue.count_gpus()
+def _kept(state: LocalState, folder: RunFolder) -> str:
+    steps = folder.stage(state.stage).checkpoint_steps()
+    return f"; the state of step {steps[-1]} is kept" if steps else ""
+
+
+def _lacking_gpus(wanted: int, have: int) -> list[str]:
     if have >= wanted:
         return []
     here = f"this machine has {have}" if have else "this machine has none"

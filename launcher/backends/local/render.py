@@ -23,6 +23,7 @@ def render(plan: Plan) -> str:
         "run": plan.run,
         "folder": str(plan.folder),
         "backend": plan.backend,
+        "gpus": plan.gpus,
         "steps": [_plain(step) for step in plan.steps],
         "configs": plan.configs,
     }
@@ -38,7 +39,7 @@ def parse(text: str) -> Plan:
         for step in document["steps"]
     ]
     folder = Path(document["folder"])
-    return Plan(document["run"], folder, document["backend"], tuple(steps), document["configs"])
+    return Plan(document["run"], folder, document["backend"], document["gpus"], tuple(steps), document["configs"])
 
 
 def _plain(step: Step) -> dict[str, Any]:

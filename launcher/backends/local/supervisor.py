@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -21,7 +20,7 @@ from launcher.backends.local import gpu_queue, processes
 from launcher.backends.local.attempt import Attempt, Ending
 from launcher.backends.local.launch import Site
 from launcher.backends.local.render import parse
-from launcher.backends.local.state import LocalState, StepRecord, load_state
+from launcher.backends.local.state import StepRecord, load_state
 from launcher.failure import first_failure
 from launcher.plan import Plan, Step
 from launcher.progress import durable_progress
@@ -37,10 +36,9 @@ class Stopped(Exception):
 class Supervisor:
     """Runs the steps of a plan in order."""
 
-    def __init__(self, folder: RunFolder, plan: Plan, total_gpus: int | None) -> None:
+    def __init__(self, folder: RunFolder, plan: Plan) -> None:
         self.folder = folder
         self.plan = plan
-        self.total_gpus = total_gpus
         self.state = load_state(folder)
         self.told_to_end = False
 
@@ -133,7 +131,7 @@ class Supervisor:
         wanted = step.gpus_per_node * step.parallel
         if not wanted:
             return []
-        total = gpu_queue.count_gpus() if self.total_gpus is None else self.total_gpus
+        total = gpu_queue.count_gpus() if self.plan.gpus is None else self.plan.gpus
         shown = ""
         while True:
             claim = gpu_queue.try_claim(self.folder.name, self.state.pid, self.state.pid_started, wanted, total)
@@ -197,7 +195,7 @@ def take_lock(folder: RunFolder) -> IO[str] | None:
     return lock
 
 
-def main(arguments: list[str], make: Callable[..., Supervisor] = Supervisor) -> int:
+def main(arguments: list[str]) -> int:
     """Supervise the run in a folder to its end."""
     folder = RunFolder(Path(arguments[0]))
     lock = take_lock(folder)
@@ -206,12 +204,9 @@ def main(arguments: list[str], make: Callable[..., Supervisor] = Supervisor) -> 
         return 1
     record = read_json(folder.record) or {}
     rendered = folder.rendered(record["submissions"][-1]["attempt"]).read_text(encoding="utf-8")
-    make(folder, parse(rendered), record.get("gpus")).run()
+    Supervisor(folder, parse(rendered)).run()
     return 0
 
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
-
-
-__all__ = ["LocalState", "Supervisor", "main", "take_lock"]

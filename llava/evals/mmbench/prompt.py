@@ -1,0 +1,30 @@
+"""What is a row's question, word for word? As XTuner asks it (xtuner/tools/mmbench.py, v0.1.23)."""
+
+from __future__ import annotations
+
+import re
+
+from llava.evals.mmbench.rows import Row
+
+ENGLISH = "Answer with the option's letter from the given choices directly."
+CHINESE = "请直接回答选项字母。"
+PROMPT_VERSION = 1
+"""Part of the answers' fingerprint: raise it with any change that alters a prompt."""
+
+_CHINESE_CHARACTER = re.compile("[\u4e00-\u9fff]")
+
+
+def question_text(row: Row) -> str:
+    """Hint, question, one line an option and the request for a letter, without the picture's placeholder.
+
+    A literal ``<image>`` in the row is dropped: it would become a second picture.
+    """
+    lines = [row.hint] if row.hint else []
+    lines += [row.question, *(f"{letter}. {text}" for letter, text in row.options.items())]
+    text = "".join(line + "\n" for line in lines).replace("<image>", "")
+    return text + (CHINESE if _CHINESE_CHARACTER.search(text) else ENGLISH)
+
+
+def picture_question(row: Row) -> str:
+    """The user's whole turn: the picture, a newline, the question."""
+    return "<image>\n" + question_text(row)

@@ -1,0 +1,31 @@
+"""Which rows does shard ``i`` of ``n`` answer? The same ones on every machine, whoever asks."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+
+from llava.evals.mmbench.rows import Row
+
+
+def units(rows: Iterable[Row]) -> list[list[Row]]:
+    """Rows that share a picture, so that it is encoded once; in the file's order."""
+    by_picture: dict[int, list[Row]] = {}
+    for row in rows:
+        by_picture.setdefault(row.picture, []).append(row)
+    return list(by_picture.values())
+
+
+def split(rows: Iterable[Row], shards: int) -> list[list[Row]]:
+    """Deal whole units to shards of nearly equal size: the largest first, each to the lightest shard.
+
+    Returns:
+        one list of rows a shard; a shard may be empty where there are fewer pictures than shards.
+    """
+    shares: list[list[Row]] = [[] for _ in range(shards)]
+    lightest = [(0, shard) for shard in range(shards)]
+    for unit in sorted(units(rows), key=lambda unit: (-len(unit), unit[0].index)):
+        size, shard = heapq.heappop(lightest)
+        shares[shard] += unit
+        heapq.heappush(lightest, (size + len(unit), shard))
+    return shares

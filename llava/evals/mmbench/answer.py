@@ -1,0 +1,96 @@
+"""What does the model answer to these rows? Batches of alike length, every picture encoded once.
+
+Left-padded batches and any order give the same answers as one row at a time, up to rounding: in fp32 a test holds them
+equal, in 16 bits a tie may flip (LLaVA issue 1928: 2 of 2374 MME rows in fp16).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llava.dialogue import Turn
+from llava.evals.mmbench.prompt import picture_question
+from llava.evals.mmbench.rows import Row, Table
+from llava.evals.mmbench.shards import units
+from llava.generate import generate
+
+if TYPE_CHECKING:
+    import torch
+
+    from llava.hf_model import HfLlava
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A row as token ids, split at the picture's place."""
+
+    row: Row
+    chunks: list[list[int]]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.chunks))
+
+
+def answer_rows(llava: HfLlava, table: Table, rows: list[Row], batch: int, longest: int) -> Iterator[dict[int, str]]:
+    """Answer rows batch by batch.
+
+    Args:
+        llava: the model.
+        table: where the pictures are.
+        rows: what to answer; those with the same picture should all be there.
+        batch: most rows in one generation.
+        longest: most new tokens in an answer.
+
+    Yields:
+        text by row index, one dictionary a batch.
+    """
+    batches = _batches([Asked(row, llava.chunks([Turn(picture_question(row))])) for row in rows], batch)
+    uses = Counter(row.picture for row in rows)
+    features: dict[int, torch.Tensor] = {}
+    for asked, new, pixels in _prepared(llava, table, batches):
+        if pixels is not None:
+            features.update(zip(new, llava.encode_pixels(pixels), strict=True))
+        prompts = [llava.embed(one.chunks, [features[one.row.picture]]) for one in asked]
+        tokens = generate(llava.model, prompts, llava.stop, longest, llava.decode)
+        for one in asked:
+            uses[one.row.picture] -= 1
+            if not uses[one.row.picture]:
+                del features[one.row.picture]
+        yield {one.row.index: llava.answer_text(ids) for one, ids in zip(asked, tokens, strict=True)}
+
+
+def _batches(asked: list[Asked], batch: int) -> list[list[Asked]]:
+    """Rows of one picture side by side, the longest first: little padding, and too little memory shows at once."""
+    by_index = {one.row.index: one for one in asked}
+    groups = [[by_index[row.index] for row in unit] for unit in units(one.row for one in asked)]
+    groups.sort(key=lambda group: max(map(len, group)), reverse=True)
+    line = [one for group in groups for one in group]
+    return [line[i : i + batch] for i in range(0, len(line), batch)]
+
+
+def _prepared(
+    llava: HfLlava, table: Table, batches: list[list[Asked]]
+) -> Iterator[tuple[list[Asked], list[int], torch.Tensor | None]]:
+    """Decode the next batch's pictures in a thread while the model answers this one.
+
+    Yields:
+        rows, keys of the pictures they bring, and those pictures' pixels [pictures, 3, side, side].
+    """
+    seen: set[int] = set()
+
+    def prepare(asked: list[Asked]) -> tuple[list[Asked], list[int], torch.Tensor | None]:
+        new = [key for key in dict.fromkeys(one.row.picture for one in asked) if key not in seen]
+        seen.update(new)
+        return asked, new, llava.pixels([table.open_picture(key) for key in new]) if new else None
+
+    with ThreadPoolExecutor(1) as thread:
+        ahead = [thread.submit(prepare, asked) for asked in batches[:1]]
+        for following in [*batches[1:], None]:
+            ready = ahead.pop().result()
+            if following is not None:
+                ahead.append(thread.submit(prepare, following))
+            yield ready

@@ -1,0 +1,159 @@
+"""How does an evaluation go: a shard's answers, then one score over all shards.
+
+Everything lies in ``<run>/eval/mmbench/``: ``answers/`` (append only), ``predictions.jsonl``, ``<data>.xlsx`` and
+``scores.json``; the baseline's answers, predictions and spreadsheet in ``baseline/`` below it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from llava.config import EvalConfig, EvalJob
+from llava.errors import Interrupted
+from llava.evals.mmbench import fingerprint as fingerprints
+from llava.evals.mmbench.merge import merge
+from llava.evals.mmbench.progress import Progress
+from llava.evals.mmbench.report import Result, score_table, write_predictions, write_scores
+from llava.evals.mmbench.rows import Row, Table, read
+from llava.evals.mmbench.score import judge, score
+from llava.evals.mmbench.shards import split
+from llava.evals.mmbench.store import Answer, AnswerFile, answered, remember_settings, stored
+from llava.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is asked: the one in question, or its baseline."""
+
+    model: str
+    folder: Path
+    settings: dict[str, Any]
+
+    @property
+    def answers(self) -> Path:
+        return self.folder / "answers"
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprints.fingerprint(self.settings)
+
+
+def subjects(job: EvalJob, table: Table) -> list[Subject]:
+    """The model, then the baseline where there is one."""
+    from llava.hf_model import checked_folder, template_of
+
+    config = job.eval
+    folder = RunFolder(Path(job.run_dir)).benchmark(config.benchmark)
+    found = []
+    for model, place in ((config.model, folder), (config.baseline, folder / "baseline")):
+        if model is not None:
+            template = template_of(checked_folder(model), config.template)
+            settings = fingerprints.settings(table.md5, model, template, config.max_new_tokens, config.precision)
+            found.append(Subject(model, place, settings))
+    return found
+
+
+def answer_shard(job: EvalJob, shard: int, shards: int, stop_asked: Callable[[], bool] = lambda: False) -> None:
+    """Answer what is missing of one shard's rows, by the model and by the baseline.
+
+    Args:
+        job: the evaluation.
+        shard: number of the shard, from 0.
+        shards: of how many.
+        stop_asked: looked at after each batch.
+
+    Raises:
+        Interrupted: asked to stop; the answers so far are kept.
+        DataError, WeightsError, ConfigError: the file or a model cannot be used.
+    """
+    table = read(job.eval.data)
+    mine = split(table.rows, shards)[shard]
+    todo = [(subject, _missing(subject, mine)) for subject in subjects(job, table)]
+    total = len(mine) * len(todo)
+    missing = sum(len(rows) for _, rows in todo)
+    log.info("shard %d of %d: %d rows, %d answered before", shard, shards, total, total - missing)
+    with Progress(RunFolder(Path(job.run_dir)), shard, total, total - missing) as progress:
+        for subject, rows in todo:
+            if rows:
+                _answer(job.eval, subject, table, rows, (shard, shards), progress, stop_asked)
+
+
+def _missing(subject: Subject, rows: list[Row]) -> list[Row]:
+    done = answered(subject.answers, subject.fingerprint)
+    return [row for row in rows if row.index not in done]
+
+
+def _answer(
+    config: EvalConfig,
+    subject: Subject,
+    table: Table,
+    rows: list[Row],
+    shard: tuple[int, int],
+    progress: Progress,
+    stop_asked: Callable[[], bool],
+) -> None:
+    from llava.evals.mmbench.answer import answer_rows
+    from llava.hf_model import load
+
+    _stop_if_asked(stop_asked)
+    remember_settings(subject.answers, subject.fingerprint, subject.settings)
+    llava = load(subject.model, config.device, config.precision, config.template)
+    log.info("%s on %s in %s, %d rows to answer", subject.model, llava.model.device, llava.dtype, len(rows))
+    progress.start()
+    with AnswerFile(subject.answers, *shard) as file:
+        for texts in answer_rows(llava, table, rows, config.batch, config.max_new_tokens):
+            file.add([Answer(i, t, subject.fingerprint, llava.dtype, config.batch) for i, t in texts.items()])
+            if progress.add(len(texts)):
+                file.flush()
+            _stop_if_asked(stop_asked)
+
+
+def _stop_if_asked(stop_asked: Callable[[], bool]) -> None:
+    if stop_asked():
+        raise Interrupted("asked to stop; the answers so far are kept", "Start again: only the rest is answered.")
+
+
+def all_answered(job: EvalJob) -> bool:
+    """Whether nothing is missing in any shard."""
+    table = read(job.eval.data)
+    return not any(_missing(subject, table.rows) for subject in subjects(job, table))
+
+
+def finish(job: EvalJob) -> None:
+    """Merge all shards, write the results and print the table on stdout.
+
+    Raises:
+        DataError: a row was not answered, or the file cannot be used.
+    """
+    table = read(job.eval.data)
+    results = [_result(job.eval, subject, table) for subject in subjects(job, table)]
+    baseline = results[1] if len(results) > 1 else None
+    folder = RunFolder(Path(job.run_dir)).benchmark(job.eval.benchmark)
+    path = write_predictions(folder, table, results[0])
+    if baseline:
+        write_predictions(folder / "baseline", table, baseline)
+    write_scores(folder, table, job.eval.scorer, results[0], baseline)
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    if table.has_answers:
+        console.print(score_table(table, job.eval.scorer, results[0], baseline))
+    else:
+        console.print(f"{table.path} has no answers, so there is no score here. Upload to the benchmark's server:")
+    console.print(str(path))
+
+
+def _result(config: EvalConfig, subject: Subject, table: Table) -> Result:
+    merged = merge(table, stored(subject.answers), subject.fingerprint, config.shards or 1)
+    if merged.repeated:
+        log.warning("%s: %d answers were given twice, with equal text", subject.answers, merged.repeated)
+    if len(merged.dtypes) > 1:
+        log.warning("%s: answered in different number formats: %s", subject.answers, ", ".join(merged.dtypes))
+    judged = judge(table, merged.predictions, config.scorer)
+    return Result(subject.model, subject.fingerprint, merged, judged, score(judged) if table.has_answers else None)

@@ -16,14 +16,13 @@ import math
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, layer_norm
 from transformers import (
@@ -46,7 +45,9 @@ VISION_LAYERS = 5
 HEADS = 4
 PATCH = 16
 """Pixels a patch is wide: 16 patches a picture."""
-LANGUAGE_STEPS = 300
+READ_PATCHES = 4
+"""How many patches, other ones each step, the tower's words are read from: so every patch comes to know the picture."""
+LANGUAGE_STEPS = 200
 VISION_STEPS = 500
 LANGUAGE_BATCH = 32
 VISION_BATCH = 64
@@ -259,7 +260,8 @@ def train_vision(pictures: Tensor, labels: Tensor, seed: int, report: Report) ->
     def loss() -> tuple[Tensor, float]:
         chosen = torch.randint(len(pictures), (VISION_BATCH,), generator=order)
         hidden = model(pictures[chosen], output_hidden_states=True).hidden_states[-2][:, 1:]
-        split = heads(layer_norm(hidden.mean(1), (WIDTH,))).split([len(group) for group in LABELS], 1)
+        some = torch.randperm(hidden.shape[1], generator=order)[:READ_PATCHES]
+        split = heads(layer_norm(hidden[:, some].mean(1), (WIDTH,))).split([len(group) for group in LABELS], 1)
         pairs = list(zip(split, labels[chosen].T, strict=True))
         right = sum(_share(logits, wanted) for logits, wanted in pairs) / len(pairs)
         return sum((cross_entropy(logits, wanted) for logits, wanted in pairs), torch.zeros(())), right

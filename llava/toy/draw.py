@@ -4,7 +4,7 @@ Files below the folder of :func:`draw_data`::
 
     images/train/00000.jpg ...   pictures to learn from
     pretrain.json                captions, one turn each (stage 1)
-    finetune.json                questions about the same pictures in several turns, and rows without a picture (stage 2)
+    finetune.json                several questions about each of the same pictures, and rows without one (stage 2)
     dev.tsv                      questions about pictures of another seed, with circular copies
 
 Only Pillow and the standard library are needed.

@@ -25,7 +25,6 @@ _MOST_CHARACTERS = 8 * 1024 * 1024
 class Folded:
     """Lines with everyone who said them; times are those of the first."""
 
-    time: float
     lines: tuple[LogLine, ...]
     sources: list[LogSource] = field(default_factory=list)
 
@@ -34,19 +33,21 @@ class Folded:
 class _Entry:
     place: int
     key: str
+    time: float
+    born: float
     folded: Folded
 
 
 def fold(blocks: Iterable[Block]) -> Iterator[Folded]:
     """Fold blocks that come ordered by time; nothing is lost, doubled or, for one source, reordered."""
-    window = _Window()
+    window = Window()
     for block in blocks:
         yield from window.leave(block.time - WINDOW)
-        window.add(block)
+        window.add(block, block.time)
     yield from window.leave(float("inf"))
 
 
-class _Window:
+class Window:
     """What was said lately and may be said again by another rank."""
 
     def __init__(self) -> None:
@@ -56,20 +57,20 @@ class _Window:
         self._next_place = 0
         self._characters = 0
 
-    def add(self, block: Block) -> None:
+    def __bool__(self) -> bool:
+        return bool(self._entries)
+
+    def add(self, block: Block, born: float) -> None:
+        """Take a block in; ``born`` is what its age is counted from."""
         key = _key(block.lines)
         alike = self._alike.setdefault(key, [])
-        after = self._last_place.get(block.source, -1)
-        found = bisect_right(alike, after, key=_place)
-        if found == len(alike):
-            alike.append(self._open(key, block))
-        entry = alike[found]
+        entry = self._find(alike, block) or self._open(alike, key, block, born)
         entry.folded.sources.append(block.source)
         self._last_place[block.source] = entry.place
 
     def leave(self, before: float) -> Iterator[Folded]:
-        """Yield what is older than a time, and what is more than the memory to be held."""
-        while self._entries and (self._entries[0].folded.time < before or self._is_full()):
+        """Yield what was born before a moment, and what is more than the memory to be held."""
+        while self._entries and (self._entries[0].born < before or self._is_full()):
             entry = self._entries.popleft()
             self._characters -= len(entry.key)
             alike = self._alike[entry.key]
@@ -78,8 +79,16 @@ class _Window:
                 del self._alike[entry.key]
             yield entry.folded
 
-    def _open(self, key: str, block: Block) -> _Entry:
-        entry = _Entry(self._next_place, key, Folded(block.time, block.lines))
+    def _find(self, alike: list[_Entry], block: Block) -> _Entry | None:
+        after = self._last_place.get(block.source, -1)
+        for number in range(bisect_right(alike, after, key=_place), len(alike)):
+            if abs(alike[number].time - block.time) <= WINDOW:
+                return alike[number]
+        return None
+
+    def _open(self, alike: list[_Entry], key: str, block: Block, born: float) -> _Entry:
+        entry = _Entry(self._next_place, key, block.time, born, Folded(block.lines))
+        alike.append(entry)
         self._next_place += 1
         self._characters += len(key)
         self._entries.append(entry)

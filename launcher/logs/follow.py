@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from itertools import groupby
 from pathlib import Path
 
 from launcher.logs.files import end_of_lines
 from launcher.logs.filter import Selection
-from launcher.logs.fold import fold
+from launcher.logs.fold import Window
 from launcher.logs.merge import Block
 from launcher.logs.reading import has_several, in_order, show_sections, size_of
 from launcher.logs.source import LogSource, Section, find_sources
@@ -17,7 +16,7 @@ from launcher.logs.view import Line, header, lines_of
 from launcher.logs.watch import Watch
 
 GATHER = 0.2
-"""Seconds to wait for the other ranks once something has come, so that what they say alike can be folded."""
+"""Seconds for which a line waits for other ranks to say the same."""
 SHORTEST_PAUSE = 0.1
 LONGEST_PAUSE = 1.0
 _ROUNDS = 10
@@ -45,51 +44,74 @@ def follow(
         yield line
     watch = Watch(folder, select, keep, ends)
     desk = _Desk(watch, current)
-    for batch in _batches(watch, is_over, wait):
+    yield from _until_over(watch, desk, is_over, wait)
+    for batch in watch.drain():
         yield from desk.show(batch)
+    yield from desk.close()
 
 
-def _batches(watch: Watch, is_over: Callable[[], bool], wait: Callable[[float], None]) -> Iterator[list[Block]]:
-    """Yield what comes, gathered over a short while; then, when the run is over, the rest."""
+def _until_over(
+    watch: Watch, desk: _Desk, is_over: Callable[[], bool], wait: Callable[[float], None]
+) -> Iterator[Line]:
+    """Yield what comes; pause ever longer while nothing does."""
     pause, rounds = SHORTEST_PAUSE, 0
     while True:
         batch = watch.poll()
-        if batch and not watch.has_more:
-            wait(GATHER)
-            batch += watch.poll()
-        if batch:
-            yield batch
-        rounds = rounds + 1 if batch or watch.has_more else 0
+        yield from desk.show(batch)
+        rounds = rounds + 1 if batch or desk.holds or watch.has_more else 0
         if rounds % _ROUNDS == 0 and is_over():
-            break
-        if not rounds:
-            wait(pause)
+            return
+        if not watch.has_more:
+            wait(GATHER if rounds else pause)
         pause = SHORTEST_PAUSE if rounds else min(2 * pause, LONGEST_PAUSE)
-    yield from watch.drain()
 
 
 class _Desk:
-    """Turns batches into lines and remembers what the reader has seen of headers and names."""
+    """Turns batches into lines: holds them for a round, and knows which headers and names the reader has seen."""
 
     def __init__(self, watch: Watch, current: Section | None) -> None:
         self._watch = watch
         self._current = current
         self._labelled = False
+        self._window = Window()
+        self._round = 0
+
+    @property
+    def holds(self) -> bool:
+        """Whether lines wait for other ranks to say the same."""
+        return bool(self._window)
 
     def show(self, batch: list[Block]) -> Iterator[Line]:
-        """Yield the lines of a batch: by attempt, then by time."""
-        sections = self._sections()
-        self._labelled = self._labelled or has_several(self._watch.sources)
-        batch.sort(key=lambda block: (sections.index(block.source.section), block.time, block.source.order))
-        for section, blocks in groupby(batch, key=lambda block: block.source.section):
-            if section != self._current and len(sections) > 1:
-                yield header(section)
-            self._current = section
-            yield from lines_of(fold(blocks), self._labelled)
+        """Take in a batch, by attempt and then by time, and yield what came before it."""
+        self._round += 1
+        if batch:
+            yield from self._take(batch)
+        yield from self._leave(self._round)
 
-    def _sections(self) -> list[Section]:
-        """Attempts in the order in which they were found."""
-        return list(dict.fromkeys(source.section for source in self._watch.sources))
+    def close(self) -> Iterator[Line]:
+        """Yield what was held."""
+        return self._leave(float("inf"))
+
+    def _take(self, batch: list[Block]) -> Iterator[Line]:
+        self._labelled = self._labelled or has_several(self._watch.sources)
+        sections = self._sections()
+        batch.sort(key=lambda block: (sections[block.source.section], block.time, block.source.order))
+        for block in batch:
+            section = block.source.section
+            if section != self._current:
+                yield from self.close()
+                if len(sections) > 1:
+                    yield header(section)
+                self._current, self._window = section, Window()
+            self._window.add(block, self._round)
+
+    def _leave(self, before: float) -> Iterator[Line]:
+        return lines_of(self._window.leave(before), self._labelled)
+
+    def _sections(self) -> dict[Section, int]:
+        """Attempts with their places, in the order in which they were found."""
+        found = dict.fromkeys(source.section for source in self._watch.sources)
+        return {section: place for place, section in enumerate(found)}
 
 
 def _end_of(source: LogSource) -> int:

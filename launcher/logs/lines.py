@@ -28,7 +28,7 @@ class LogLine(NamedTuple):
 
     @property
     def shown(self) -> str:
-        return f"{self.stamp} {self.text}" if self.stamp else self.text
+        return f"{self.stamp} {self.text}" if self.stamp and self.text else self.stamp or self.text
 
 
 def parse_line(raw: bytes, source: LogSource) -> LogLine:

@@ -78,7 +78,7 @@ def find_sections(
 
 def stage_names(folder: Path) -> list[str | None]:
     """The run itself (None), then its stages by name."""
-    return [None, *sorted(entry.name for entry in _entries(folder / "stages") if entry.is_dir())]
+    return [None, *sorted(entry.name for entry in _entries(folder / "stages"))]
 
 
 def attempt_numbers(folder: Path) -> list[int]:
@@ -94,14 +94,22 @@ def sources_below(
     found = []
     for entry in _entries(folder):
         match = _NAME.fullmatch(entry.name)
-        # A pipe or a device by that name would hang or never end.
-        if not match or not entry.is_file():
+        if not match or not _is_log(entry, match[1], int(match[2])):
             continue
         number = int(match[2])
         wanted, field = (nodes, "node") if match[1] == "node" else (ranks, "rank")
         if number in wanted or not (ranks or nodes):
             found.append(LogSource(folder / entry.name, section.attempt, section.stage, **{field: number}))
     return sorted(found, key=lambda source: source.order)
+
+
+def _is_log(entry: os.DirEntry[str], kind: str, number: int) -> bool:
+    """Tell whether an entry has the one name that its rank or node has, and is a file: a pipe would never end."""
+    name = f"node{number}.log" if kind == "node" else f"rank{number:04d}.log"
+    try:
+        return entry.name == name and entry.is_file()
+    except OSError:  # a link to itself
+        return False
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -69,8 +70,6 @@ def _members(label: str) -> Iterator[str]:
 @contextmanager
 def counted_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
     """Count the bytes that are read from files."""
-    import os
-
     read, total = os.pread, 0
 
     def count(descriptor: int, size: int, offset: int) -> bytes:

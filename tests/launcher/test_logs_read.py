@@ -182,7 +182,7 @@ def test_hostile_content_reaches_nobody(tmp_path: Path) -> None:
     assert shown(tmp_path) == ["00:00.000Z INFO caf\ufffd", "100%", "\ufffd\ufffd torn"]
 
 
-@pytest.mark.parametrize("name", ["two words", "it's \"quoted\"; rm -rf $HOME", "line\nbreak\x1b[31m", "-rf", "ünï"])
+@pytest.mark.parametrize("name", ["two words", 'it\'s "quoted"; rm -rf $HOME', "line\nbreak\x1b[31m", "-rf", "ünï"])
 def test_any_folder_name_will_do(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
     write_rank(folder, 0, [timed(0, "a")], stage=name)
@@ -205,7 +205,8 @@ def test_only_logs_are_logs(tmp_path: Path) -> None:
     (below / "rank0001.log").mkdir()
     os.mkfifo(below / "rank0002.log")
     (below / "rank0003.log").symlink_to(below / "rank0003.log")
-    for name in ("rank.log", "rank-1.log", "rank0004.log.gz", "rendered.yaml", "node0.log\n", "rank٣.log", "rank0.log", "node00.log"):
+    others = ("rank.log", "rank-1.log", "rank0.log", "rank٣.log", "rank0004.log.gz", "node00.log", "node0.log\n")
+    for name in (*others, "rendered.yaml"):
         (below / name).write_text("no log\n")
     (tmp_path / "attempts" / "notes").mkdir()
     (tmp_path / "attempts" / "7").write_text("no folder")

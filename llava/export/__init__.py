@@ -1,0 +1,1 @@
+"""From our model to a folder that transformers, vLLM and the evaluation toolkits load."""

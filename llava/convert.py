@@ -17,11 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava import interrupt
 from llava.config import ConvertConfig, ConvertJob
 from llava.entry import guarded, load_job
-from llava.errors import ConfigError, Interrupted
-from llava.run_folder import RunFolder
+from llava.errors import ConfigError
 
 if TYPE_CHECKING:
     from llava.model.load import Loaded
@@ -38,7 +36,6 @@ def convert_job(job: ConvertJob) -> None:
     Raises:
         ConfigError: a folder is missing, the output is someone else's, or the request does not fit together.
         WeightsError: a weight is missing, left over or of another shape.
-        Interrupted: asked to stop; nothing was written.
     """
     from llava.export.weights import byte_count
 
@@ -141,7 +138,7 @@ def _write(config: ConvertConfig, loaded: Loaded, folder: Path) -> None:
     files.write_for_older_readers(folder)
     with model.vision.whole() as tower:
         every = list(weights(model.language, tower, model.projector, rows, described.tie_word_embeddings))
-        write(folder, every, dtype, config.max_shard_size, _stop_if_asked)
+        write(folder, every, dtype, config.max_shard_size)
     # Last: a folder without it is not ours.
     (folder / MANIFEST).write_text(json.dumps(_manifest(config, loaded), indent=2) + "\n", encoding="utf-8")
 
@@ -164,11 +161,6 @@ def _manifest(config: ConvertConfig, loaded: Loaded) -> dict[str, Any]:
     }
 
 
-def _stop_if_asked() -> None:
-    if interrupt.requested():
-        raise Interrupted("asked to stop; nothing was written", "Start again.")
-
-
 def _move(aside: Path, output: Path) -> None:
     old = output.with_name(f".{output.name}.old-{os.getpid()}")
     if output.exists():
@@ -179,9 +171,7 @@ def _move(aside: Path, output: Path) -> None:
 
 def from_config(path: str) -> int:
     """What the command lines do; returns the exit code."""
-    return guarded(
-        lambda: convert_job(load_job(path, ConvertJob)), run=lambda: RunFolder(Path(load_job(path, ConvertJob).run_dir))
-    )
+    return guarded(lambda: convert_job(load_job(path, ConvertJob)), on_signal="stop", config_path=path)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,46 +3,65 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
-from typing import TypeVar
+from pathlib import Path
+from types import FrameType
+from typing import Literal, TypeVar
 
 from llava import config, failure, interrupt, logs
 from llava.config import ConvertJob, EvalJob, ToyJob, TrainJob
-from llava.errors import EXIT_DONE, ConfigError
+from llava.errors import EXIT_DONE, ConfigError, Interrupted, LlavaError
 from llava.run_folder import RunFolder
 
 AJob = TypeVar("AJob", TrainJob, ConvertJob, EvalJob, ToyJob)
+OnSignal = Literal["remember", "stop", "default"]
+"""What SIGTERM and SIGUSR2 do: set the flag that a loop looks at; stop at once, nothing half done; what they always
+do."""
 
 
-def guarded(work: Callable[[], None], rank: int = 0, run: Callable[[], RunFolder | None] = lambda: None) -> int:
+def guarded(
+    work: Callable[[], None],
+    *,
+    on_signal: OnSignal,
+    rank: int = 0,
+    config_path: str | None = None,
+) -> int:
     """Do something; what goes wrong ends as a message, an error file where a launcher wants one, and an exit code.
 
     Args:
         work: what to do; heavy imports belong inside.
+        on_signal: what a signal to stop does.
         rank: names the log and the error file under a launcher.
-        run: the run's folder, asked for only when something went wrong.
+        config_path: the job's config, which names the run folder where a failure is noted; None: by hand.
 
     Returns:
         the exit code.
     """
-    prepare(rank)
+    prepare(rank, on_signal)
     try:
         work()
     except KeyboardInterrupt:
-        return 130
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        return 128 + signal.SIGPIPE  # whoever read the output went away
     except Exception as error:
-        failure.record(error, _quietly(run))
+        failure.record(error, _run_folder(config_path))
         return failure.exit_code(error)
     return EXIT_DONE
 
 
-def prepare(rank: int) -> None:
+def prepare(rank: int, on_signal: OnSignal) -> None:
     """Set up logs and signals, before anything heavy is imported."""
     os.environ["RANK"] = str(rank)
     # Idle OpenMP threads otherwise spin: on shared cores a tiny model was seen to take 100 times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logs.start(rank)
-    interrupt.install()
+    if on_signal == "remember":
+        interrupt.install()
+    elif on_signal == "stop":
+        for number in interrupt.ASKED_BY:
+            signal.signal(number, _stop)
 
 
 def load_job(path: str, kind: type[AJob]) -> AJob:
@@ -58,8 +77,15 @@ def load_job(path: str, kind: type[AJob]) -> AJob:
     return job
 
 
-def _quietly(run: Callable[[], RunFolder | None]) -> RunFolder | None:
+def _stop(number: int, frame: FrameType | None) -> None:
+    # One more would break the tidying up; a launcher that cannot wait sends SIGKILL.
+    for asked_by in interrupt.ASKED_BY:
+        signal.signal(asked_by, signal.SIG_IGN)
+    raise Interrupted(f"stopped by {signal.Signals(number).name}; nothing half done is left", "Start again.")
+
+
+def _run_folder(config_path: str | None) -> RunFolder | None:
     try:
-        return run()
-    except Exception:
+        return None if config_path is None else RunFolder(Path(config.load(config_path).run_dir))
+    except LlavaError:
         return None

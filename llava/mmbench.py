@@ -10,14 +10,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 
 from llava import interrupt
 from llava.config import EvalJob
 from llava.entry import guarded, load_job
 from llava.errors import ConfigError
 from llava.evals.mmbench import run
-from llava.run_folder import RunFolder
 
 
 def start(job: EvalJob, shard: int | None = None, *, merge: bool = False) -> None:
@@ -48,13 +46,18 @@ def stop_asked() -> bool:
     return bool(interrupt.requested())
 
 
+def rank_of(shard: int | None) -> int:
+    """What names this process's log: its shard, or its rank under torchrun."""
+    return int(os.environ.get("RANK", "0")) if shard is None else shard
+
+
 def from_config(path: str, shard: int | None, merge: bool) -> int:
     """What the command lines do; returns the exit code."""
-    rank = int(os.environ.get("RANK", "0")) if shard is None else shard
     return guarded(
         lambda: start(load_job(path, EvalJob), shard, merge=merge),
-        rank=rank,
-        run=lambda: RunFolder(Path(load_job(path, EvalJob).run_dir)),
+        on_signal="remember",
+        rank=rank_of(shard),
+        config_path=path,
     )
 
 

@@ -112,9 +112,7 @@ def _grower(make: Callable[[], Tensor], rows: int) -> Callable[[], Tensor]:
     return grown
 
 
-def write(
-    folder: Path, all_weights: list[Weight], dtype: torch.dtype, max_size: str, between: Callable[[], None]
-) -> None:
+def write(folder: Path, all_weights: list[Weight], dtype: torch.dtype, max_size: str) -> None:
     """Write safetensors files, each no larger than wanted unless one weight alone is, and the index of several.
 
     Args:
@@ -122,7 +120,6 @@ def write(
         all_weights: what to write.
         dtype: number format of the files.
         max_size: "5GB", for example.
-        between: called before each file; may raise.
     """
     from safetensors.torch import save_file
 
@@ -130,7 +127,6 @@ def write(
     names = [f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)]
     names = names if len(files) > 1 else ["model.safetensors"]
     for name, group in zip(names, files, strict=True):
-        between()
         tensors = {weight.name: weight.make().to("cpu", dtype).contiguous() for weight in group}
         _check_finite(tensors)
         save_file(tensors, folder / name, metadata={"format": "pt"})

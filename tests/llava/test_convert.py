@@ -80,7 +80,7 @@ def our_logits(loaded: Loaded, question: str) -> torch.Tensor:
     ids = torch.tensor([*chunks[0], IMAGE_TOKEN, *chunks[1]], dtype=torch.int32).numpy()
     pixels = prepare(picture(), loaded.processor, loaded.square)
     batch = collate([Sample(ids, ids, pixels)], loaded.model.vision.patches, loaded.model.vision.side)
-    hidden = loaded.model.read(batch, loaded.model.see(batch)[0])
+    hidden = loaded.model.read(batch, loaded.model.projector(loaded.model.vision(batch.pixels)))
     logits: torch.Tensor = loaded.model.language.get_output_embeddings()(hidden)
     return logits
 

@@ -31,7 +31,7 @@ class Progress:
 
     def start(self) -> None:
         """A model has been loaded: time from here on counts for the speed."""
-        self._resumed_at = time.monotonic()
+        self._resumed_at = self._written_at = time.monotonic()
 
     def add(self, rows: int) -> bool:
         """Count rows.

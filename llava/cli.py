@@ -1,0 +1,185 @@
+"""The command ``llava``: one command a verb, each with a config or, by hand, with arguments.
+
+Nothing heavy is imported here, so that ``llava --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from llava.config import ConvertJob, EvalJob
+
+app = typer.Typer(
+    name="llava",
+    help="Train LLaVA models, convert them, measure them and talk to them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Config = Annotated[str, typer.Option("--config", metavar="FILE", help="The job's YAML file.")]
+MaybeConfig = Annotated[str | None, typer.Option("--config", metavar="FILE", help="The job's YAML file.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda; auto: a GPU where there is one.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+Template = Annotated[str | None, typer.Option(help="Conversation template; left out: the model's own.")]
+
+
+def main() -> None:
+    """What the console script calls."""
+    app()
+
+
+@app.command()
+def train(config: Config) -> None:
+    """Train one stage; under torchrun on several processes."""
+    from llava.train import main as run
+
+    run(["--config", config])
+
+
+@app.command()
+def toy(config: Config) -> None:
+    """Draw the quickstart's pictures and build its tiny base models."""
+    from llava.toy.__main__ import from_config
+
+    raise typer.Exit(from_config(config))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a config."""
+    from llava.config import schema as of_config
+
+    typer.echo(json.dumps(of_config(), indent=2, sort_keys=True, ensure_ascii=False))
+
+
+@app.command()
+def convert(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SOURCE] OUTPUT", help="A run's model folder, and the folder to write."),
+    ] = None,
+    config: MaybeConfig = None,
+    base: Annotated[str, typer.Option(help="Adapters of a 4-bit run go onto: as_trained or original.")] = "as_trained",
+    dtype: Annotated[str, typer.Option(help="Written number format: fp32, bf16 or fp16.")] = "fp16",
+    language: Annotated[str | None, typer.Option(help="Base language model; left out: the run's.")] = None,
+    vision: Annotated[str | None, typer.Option(help="Base vision tower; left out: the run's.")] = None,
+    template: Template = None,
+    seed: Annotated[int, typer.Option(help="Seed of a fresh projector, where there is no SOURCE.")] = 0,
+) -> None:
+    """Turn a trained run into a folder that transformers loads.
+
+    Without SOURCE, --language and --vision make the untrained model.
+    """
+    from llava.convert import convert_job, from_config
+    from llava.entry import guarded
+
+    if config is not None:
+        raise typer.Exit(from_config(config) if not paths else _refuse("--config", "paths"))
+    values = {"base": base, "dtype": dtype, "language": language, "vision": vision, "template": template}
+    raise typer.Exit(guarded(lambda: convert_job(_convert_job(paths or [], values, seed)), on_signal="stop"))
+
+
+def _convert_job(paths: list[str], values: dict[str, Any], seed: int) -> ConvertJob:
+    from llava.config import ConvertJob, parse
+    from llava.errors import ConfigError
+
+    if not 1 <= len(paths) <= 2:
+        raise ConfigError("convert takes --config FILE, or SOURCE OUTPUT", "llava convert runs/x/model x-hf")
+    *source, output = paths
+    wanted = {**values, "output": output, "source": source[0] if source else None}
+    job = parse({"kind": "convert", "run_dir": ".", "seed": seed, "convert": wanted}, "the command line")
+    assert isinstance(job, ConvertJob)
+    return job
+
+
+@app.command()
+def mmbench(
+    model: Annotated[str | None, typer.Argument(help="Hugging Face LLaVA folder.")] = None,
+    data: Annotated[str | None, typer.Argument(help="The benchmark's TSV file.")] = None,
+    config: MaybeConfig = None,
+    shard: Annotated[int | None, typer.Option(help="Answer only the shard of this number, from 0.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Only merge and score what is answered.")] = False,
+    shards: Annotated[int, typer.Option(help="How many shards --shard counts.")] = 1,
+    batch: Annotated[int, typer.Option(help="Rows in one generation; 1 is the reference.")] = 16,
+    scorer: Annotated[str, typer.Option(help="xtuner or vlmevalkit.")] = "vlmevalkit",
+    baseline: Annotated[str | None, typer.Option(help="A second folder, shown beside the first.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 100,
+    template: Template = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    work_dir: Annotated[
+        str | None, typer.Option(help="Where answers and scores go; left out: mmbench/<data>-<model>.")
+    ] = None,
+) -> None:
+    """Answer MMBench or CCBench and score it; a second start does only what is missing."""
+    from llava.entry import guarded
+    from llava.mmbench import from_config, rank_of, start
+
+    if config is not None:
+        raise typer.Exit(from_config(config, shard, merge) if model is None else _refuse("--config", "MODEL"))
+    values = {
+        "model": model, "data": data, "shards": shards, "batch": batch, "scorer": scorer, "baseline": baseline,
+        "max_new_tokens": max_new_tokens, "template": template, "device": device, "precision": precision,
+    }  # fmt: skip
+    raise typer.Exit(
+        guarded(
+            lambda: start(_eval_job(values, work_dir), shard, merge=merge),
+            on_signal="remember",
+            rank=rank_of(shard),
+        )
+    )
+
+
+def _eval_job(values: dict[str, Any], work_dir: str | None) -> EvalJob:
+    from llava.config import EvalJob, parse
+    from llava.errors import ConfigError
+
+    if values["model"] is None or values["data"] is None:
+        raise ConfigError("mmbench takes --config FILE, or MODEL DATA", "llava mmbench x-hf MMBench_DEV_EN.tsv")
+    place = work_dir or str(Path("mmbench") / f"{Path(values['data']).stem}-{Path(values['model']).resolve().name}")
+    job = parse({"kind": "eval", "run_dir": place, "eval": values}, "the command line")
+    assert isinstance(job, EvalJob)
+    return job
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="Hugging Face LLaVA folder.")],
+    question: Annotated[str | None, typer.Argument(help="Left out: talk line by line.")] = None,
+    image: Annotated[list[str] | None, typer.Option(help="Picture to look at; repeatable.", metavar="FILE")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.", min=1)] = 512,
+    temperature: Annotated[float, typer.Option(help="0: the likeliest answer; higher: freer.", min=0.0)] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of free answers.")] = 0,
+    template: Template = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    four_bit: Annotated[bool, typer.Option("--4-bit", help="Language model in 4 bits (NF4).")] = False,
+) -> None:
+    """Ask about pictures; line by line, RESET forgets and EXIT leaves."""
+    from llava.chat import Style, check_choices
+    from llava.chat import chat as talk
+    from llava.entry import guarded
+
+    def work() -> None:
+        check_choices(device, precision, template)
+        style = Style(max_new_tokens, temperature, seed)
+        talk(
+            model, image or (), question, device=device, precision=precision, template=template, four_bit=four_bit,
+            style=style,
+        )  # fmt: skip
+
+    raise typer.Exit(guarded(work, on_signal="default"))
+
+
+def _refuse(one: str, other: str) -> int:
+    from llava.errors import EXIT_BAD_REQUEST
+
+    typer.echo(f"give {one} or {other}, not both", err=True)
+    return EXIT_BAD_REQUEST

@@ -10,8 +10,8 @@ from launcher.logs.files import end_of_lines
 from launcher.logs.filter import Selection
 from launcher.logs.fold import Window
 from launcher.logs.merge import Block
-from launcher.logs.reading import has_several, in_order, show_sections, size_of
-from launcher.logs.source import LogSource, Section, find_sources
+from launcher.logs.reading import find_chosen, has_several, in_order, show_sections, size_of
+from launcher.logs.source import LogSource, Section
 from launcher.logs.view import Line, header, lines_of
 from launcher.logs.watch import Watch
 
@@ -33,8 +33,7 @@ def follow(
         wait: called with the seconds to pause.
     """
     keep = select.line_filter(time.time())
-    found = find_sources(folder, ranks=select.ranks, nodes=select.nodes, attempt=select.attempt, stages=select.stages)
-    sections = in_order(found, select.stages)
+    sections = in_order(find_chosen(folder, select), select.stages)
     ends = {source: _end_of(source) for sources in sections.values() for source in sources}
     by_path = {source.path: end for source, end in ends.items()}
     # Without lines, the next one needs no header only if there is one place where it can belong.

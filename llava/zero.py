@@ -38,7 +38,8 @@ class Sharded:
         model.idle = "tower" if self._stage == 3 or job.model.vision.tuning != "frozen" else "projector"
         _check_supported(job, dtype)
         self._engine, self._optimizer = _start(model, groups, job, world, dtype)
-        self._count(0)
+        _make_moments(self._engine.optimizer, self._optimizer)
+        self._updates = 0
 
     def loss(self, batch: Batch) -> Tensor:
         loss: Tensor = self._engine(batch)[0]
@@ -106,7 +107,6 @@ class Sharded:
             yield
 
     def _count(self, updates: int) -> None:
-        # DeepSpeed makes the moments at start with an empty update, which the optimizer counts.
         self._updates = updates
         for moments in self._optimizer.state.values():
             if "step" in moments:
@@ -172,6 +172,22 @@ def _start(model: LlavaModel, groups: list[Group], job: TrainJob, world: World, 
             "it compiles a part of itself at first use: install a C++ compiler and ninja, or use strategy: ddp",
         ) from error
     return engine, optimizer
+
+
+def _make_moments(sharded: Any, optimizer: Any) -> None:
+    """Make AdamW's moments before the first update, so that they can be read and restored at any time.
+
+    DeepSpeed links them to the parameters after the first group's first update, when other groups have none yet.
+    """
+    flats = getattr(sharded, "fp32_partitioned_groups_flat", None) or sharded.single_partition_of_fp32_groups
+    for flat in flats:
+        optimizer.state[flat] = {
+            "step": torch.tensor(0.0),
+            "exp_avg": torch.zeros_like(flat),
+            "exp_avg_sq": torch.zeros_like(flat),
+        }
+    if link := getattr(sharded, "_lazy_init_hp_params_optimizer_state", None):
+        link()
 
 
 def _check_supported(job: TrainJob, dtype: torch.dtype) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from llava.data.collate import Batch
@@ -33,25 +32,22 @@ class LlavaModel(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, int]:
         """Loss summed over the batch's supervised tokens (scalar, float32), and how many there are (K)."""
-        features, blank = self.see(batch)
-        hidden = self.read(batch, features)  # (B x T, H)
+        hidden = self.read(batch, self.see(batch))  # (B x T, H)
         head = self.language.get_output_embeddings()
         logits = head(hidden.index_select(0, batch.target_at))  # (K, V): the head runs at label positions only
         loss = nn.functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
-        return loss if blank is None else loss + 0.0 * blank, batch.supervised
+        return loss, batch.supervised
 
-    def see(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """Projected features (N, P, H), or None without pictures; and the sum of a blank picture's where idle asks."""
+    def see(self, batch: Batch) -> Tensor | None:
+        """Projected features (N, P, H); of one blank picture where there is none and ``idle`` asks; else None."""
         if len(batch.pixels):
-            return self.projector(self.vision(batch.pixels)), None
+            return self.projector(self.vision(batch.pixels))  # type: ignore[no-any-return]
         if self.idle == "skip":
-            return None, None
-        weight = self.projector.linear_1.weight
+            return None
         if self.idle == "tower":
-            features = self.vision(batch.pixels.new_zeros(1, *batch.pixels.shape[1:]))
-        else:
-            features = torch.zeros(1, 1, self.vision.width, device=weight.device, dtype=weight.dtype)
-        return None, self.projector(features).float().sum()
+            return self.projector(self.vision(batch.pixels.new_zeros(1, *batch.pixels.shape[1:])))  # type: ignore[no-any-return]
+        weight = self.projector.linear_1.weight
+        return self.projector(weight.new_zeros(1, 1, self.vision.width))  # type: ignore[no-any-return]
 
     def read(self, batch: Batch, features: Tensor | None) -> Tensor:
         """The language model's last hidden states, (B x T, H)."""
@@ -67,9 +63,12 @@ class LlavaModel(nn.Module):
         text = self.language.get_input_embeddings()(batch.text_ids)  # (L, H)
         rows: Tensor = text.new_zeros(batch.samples * batch.length, text.shape[-1])
         rows = rows.index_copy(0, batch.text_at, text)
-        if features is not None:
-            rows = rows.index_copy(0, batch.image_at, features.flatten(0, 1).to(text.dtype))
-        return rows
+        if features is None:
+            return rows
+        if not len(batch.pixels):
+            # Not added to the loss but to every embedding, so that the backward pass takes the same way as others do.
+            return rows + 0.0 * features.sum().to(text.dtype)
+        return rows.index_copy(0, batch.image_at, features.flatten(0, 1).to(text.dtype))
 
     def parts(self) -> dict[str, nn.Module]:
         """The three parts by name."""

@@ -198,7 +198,7 @@ def test_a_checkpoint_of_another_run_is_refused(bases: Bases, tmp_path: Path) ->
         train_here(make_job(bases, tmp_path, seed=2, global_batch=4))
     lora = {"rank": 2, "alpha": 8, "dropout": 0.0}
     other = {"language": {"path": str(bases.language), "tuning": "lora", "lora": lora}}
-    with pytest.raises(WeightsError, match=r"weights of checkpoint .*step-000004 does not fit this model: other shapes"):
+    with pytest.raises(WeightsError, match=r"weights of checkpoint .*step-000004 does not fit .*: other shapes"):
         train_here(make_job(bases, tmp_path, model=other))
     with pytest.raises(WeightsError, match="left over: language"):
         train_here(make_job(bases, tmp_path, model={"language": {"path": str(bases.language)}}))
@@ -312,7 +312,7 @@ def test_every_way_of_training_learns(bases: Bases, tmp_path: Path, change: dict
             "vision": {"path": str(bases.vision), "tuning": "full", "learning_rate": 1e-4},
         },
     }
-    model = models.get(change.pop("model", ""), None)
+    model = models.get(change.pop("model", ""))
     run = train_here(make_job(bases, tmp_path, model=model, max_steps=12, **change))
     seen = losses(run)
     assert seen[12][0] < 0.7 * seen[1][0]

@@ -17,7 +17,7 @@ from llava import interrupt
 from llava.config import TrainJob
 from llava.run_folder import RunFolder, read_lines
 
-DEADLINE_S = 120.0
+DEADLINE_S = 240.0
 """How long anything may take before a test gives up; nothing is asserted about speed."""
 
 

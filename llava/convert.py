@@ -37,10 +37,11 @@ def convert_job(job: ConvertJob) -> None:
         ConfigError: a folder is missing, the output is someone else's, or the request does not fit together.
         WeightsError: a weight is missing, left over or of another shape.
     """
-    from llava.export.weights import byte_count
-
     output = Path(job.convert.output)
+    _check_request(job.convert)
     _check_output(output, job.convert)
+    from llava.export.weights import byte_count  # torch comes with it, so mistakes were looked for before
+
     byte_count(job.convert.max_shard_size)
     loaded = _load(job)
     aside = output.with_name(f".{output.name}.tmp-{os.getpid()}")
@@ -51,6 +52,13 @@ def convert_job(job: ConvertJob) -> None:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     log.info("wrote %s", output)
+
+
+def _check_request(config: ConvertConfig) -> None:
+    if config.source is None and (config.language is None or config.vision is None):
+        raise ConfigError("convert needs a source, or both language and vision for an untrained model")
+    if config.source is not None and not (Path(config.source) / "llava.json").is_file():
+        raise ConfigError(f"no trained model in {config.source}: llava.json is missing", "Name a run's model folder.")
 
 
 def _check_output(output: Path, config: ConvertConfig) -> None:
@@ -79,8 +87,7 @@ def _untrained(job: ConvertJob) -> Loaded:
     from llava.model.load import build
 
     config = job.convert
-    if config.language is None or config.vision is None:
-        raise ConfigError("convert needs a source, or both language and vision for an untrained model")
+    assert config.language is not None and config.vision is not None  # checked at the start
     model = ModelConfig(
         template=config.template or "vicuna",
         language=PartConfig(path=config.language),

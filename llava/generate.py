@@ -1,7 +1,8 @@
 """What does the model say next? Greedy decoding of a batch with a key-value cache.
 
-An own loop instead of ``transformers.generate``: a multiple-choice answer is one prefill and a few tokens, so that
-generate's set-up per call (about 10 ms) would be most of a small model's time. A test holds the two equal.
+An own loop instead of ``transformers.generate``, which cannot read a beginning that several prompts share only once
+(twice the rows per second on a small model with 576 picture tokens), and whose set-up is a third of a tiny model's
+answer (3.5 against 2.3 ms for 4 tokens on one CPU core). A test holds the two equal.
 """
 
 from __future__ import annotations
@@ -25,6 +26,20 @@ class Stop:
     """End-of-sequence tokens and stop words that are one token."""
     words: tuple[str, ...] = ()
     """Stop words that the tokenizer splits; looked for in the decoded text."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Beginnings that several prompts share, read once.
+
+    The circular copies of a question differ in their options only, so that most of a prompt (the picture's 576 tokens
+    and the question) is the same for up to four rows.
+    """
+
+    embeds: list[torch.Tensor]
+    """[length, hidden] each."""
+    owner: list[int]
+    """For each prompt the number of its head."""
 
 
 def left_pad(prompts: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -52,18 +67,26 @@ def argmax(logits: torch.Tensor) -> torch.Tensor:
     return logits.argmax(-1)
 
 
-def steps(model: Any, prompts: list[torch.Tensor], pick: Pick = argmax) -> Iterator[list[int]]:
+def steps(
+    model: Any, prompts: list[torch.Tensor], pick: Pick = argmax, heads: Heads | None = None
+) -> Iterator[list[int]]:
     """Yield one new token of every row, without end.
 
     Args:
         model: a LlavaForConditionalGeneration.
-        prompts: embeddings [length, hidden] each, pictures spliced in.
+        prompts: embeddings [length, hidden] each, pictures spliced in; where there are heads, what follows them.
         pick: how a token is chosen.
+        heads: beginnings of the prompts.
     """
     import torch
 
     embeds, mask, positions = left_pad(prompts)
     cache = None
+    if heads is not None:
+        cache, head_mask = _read_heads(model, heads)
+        # Between a head and its prompt there may be padding; the mask hides it and positions do not count it.
+        positions = positions + head_mask.sum(1, keepdim=True)
+        mask = torch.cat([head_mask, mask], dim=1)
     while True:
         with torch.inference_mode():
             output = model.model.language_model(
@@ -77,8 +100,31 @@ def steps(model: Any, prompts: list[torch.Tensor], pick: Pick = argmax) -> Itera
         yield tokens.tolist()
 
 
+def _read_heads(model: Any, heads: Heads) -> tuple[Any, torch.Tensor]:
+    """Run the beginnings.
+
+    Returns:
+        their keys and values, one row a prompt, and the mask [prompts, longest head].
+    """
+    import torch
+
+    embeds, mask, positions = left_pad(heads.embeds)
+    with torch.inference_mode():
+        cache = model.model.language_model(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=True
+        ).past_key_values
+        owner = torch.tensor(heads.owner, device=embeds.device)
+        cache.batch_select_indices(owner)
+    return cache, mask[owner]
+
+
 def generate(
-    model: Any, prompts: list[torch.Tensor], stop: Stop, max_new_tokens: int, decode: Callable[[list[int]], str]
+    model: Any,
+    prompts: list[torch.Tensor],
+    stop: Stop,
+    max_new_tokens: int,
+    decode: Callable[[list[int]], str],
+    heads: Heads | None = None,
 ) -> list[list[int]]:
     """Answer a batch greedily; ends as soon as every row has ended.
 
@@ -88,13 +134,14 @@ def generate(
         stop: what ends a row; the ending token is not part of the answer.
         max_new_tokens: longest answer.
         decode: from token ids to text, for stop words of several tokens.
+        heads: beginnings that prompts share.
 
     Returns:
         the new tokens of each row.
     """
     answers: list[list[int]] = [[] for _ in prompts]
     open_rows = set(range(len(prompts)))
-    for tokens in steps(model, prompts):
+    for tokens in steps(model, prompts, heads=heads):
         for i in list(open_rows):
             if tokens[i] in stop.ids:
                 open_rows.remove(i)

@@ -115,11 +115,11 @@ def load(
         ConfigError: no such folder, device or template.
         WeightsError: weights are missing, left over or of another shape.
     """
+    folder = checked_folder(path)  # before the slow imports
     from llava.hf_device import dtype_name, local_device, torch_dtype
     from llava.model.language import load_tokenizer
     from llava.model.vision import load_processor
 
-    folder = checked_folder(path)
     place = local_device(device)
     dtype = dtype_name(precision, place)
     model = _load_weights(folder, place, torch_dtype(dtype), four_bit)

@@ -13,7 +13,7 @@ from llava.data.records import Record
 from llava.data.records import Turn as Trained
 from llava.dialogue import Turn, encode_by_template
 from llava.errors import ConfigError, WeightsError
-from llava.generate import Stop, cut_at_words, generate
+from llava.generate import Heads, Stop, cut_at_words, generate
 from llava.hf_model import HfLlava, load
 from llava.templates import TEMPLATES, get
 from tests.llava.tiny_hf import build_llava
@@ -58,6 +58,17 @@ def test_a_batch_gives_what_generate_gives_row_by_row(llava: HfLlava) -> None:
     assert len({tuple(row) for row in expected}) > 1
     assert generate(llava.model, rows, Stop(frozenset()), 12, llava.decode) == expected
     assert [generate(llava.model, [row], Stop(frozenset()), 12, llava.decode)[0] for row in rows] == expected
+
+
+def test_a_shared_beginning_read_once_changes_nothing(llava: HfLlava) -> None:
+    rows = prompts(llava)
+    heads = [rows[0][:21], rows[1][:19]]
+    tails = [rows[0][21:], rows[0][22:], rows[1][19:], rows[2][:3]]
+    whole = [torch.cat(pair) for pair in zip([heads[0], heads[0], heads[1], heads[0]], tails, strict=True)]
+    expected = [by_transformers(llava, row, 12) for row in whole]
+    assert len({tuple(row) for row in expected}) > 2
+    shared = Heads(heads, [0, 0, 1, 0])
+    assert generate(llava.model, tails, Stop(frozenset()), 12, llava.decode, shared) == expected
 
 
 def test_embeddings_are_those_of_the_whole_model(llava: HfLlava) -> None:

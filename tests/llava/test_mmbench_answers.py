@@ -74,6 +74,21 @@ def test_any_shards_and_batch_give_the_same(
     assert max(Counter(line["index"] for line in lines(tmp_path)).values()) == 1
 
 
+def test_a_template_with_the_text_in_front_is_batched_as_well(
+    tmp_path: Path, data: Path, tiny_language: Path, tiny_vision: Path
+) -> None:
+    foreign = build_llava(tmp_path / "foreign", tiny_language, tiny_vision)
+    (foreign / "chat_template.jinja").write_text(
+        "{% for message in messages %}{% for part in message['content'] | reverse %}"
+        "{% if part['type'] == 'image' %} <image> {% else %}USER: {{ part['text'] }}{% endif %}"
+        "{% endfor %}{% endfor %} ASSISTANT:"
+    )
+    for batch in (1, 16):
+        mmbench.start(job(tmp_path / str(batch), foreign, data, batch=batch))
+    assert predictions(tmp_path / "1") == predictions(tmp_path / "16")
+    assert len(set(predictions(tmp_path / "1").values())) > 5
+
+
 def test_each_picture_is_encoded_once(tmp_path: Path, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llava.hf_model import HfLlava
 

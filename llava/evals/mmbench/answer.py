@@ -16,7 +16,7 @@ from llava.dialogue import Turn
 from llava.evals.mmbench.prompt import picture_question
 from llava.evals.mmbench.rows import Row, Table
 from llava.evals.mmbench.shards import units
-from llava.generate import generate
+from llava.generate import Heads, generate
 
 if TYPE_CHECKING:
     import torch
@@ -54,13 +54,47 @@ def answer_rows(llava: HfLlava, table: Table, rows: list[Row], batch: int, longe
     for asked, new, pixels in _prepared(llava, table, batches):
         if pixels is not None:
             features.update(zip(new, llava.encode_pixels(pixels), strict=True))
-        prompts = [llava.embed(one.chunks, [features[one.row.picture]]) for one in asked]
-        tokens = generate(llava.model, prompts, llava.stop, longest, llava.decode)
+        prompts, heads = _prompts(llava, asked, features)
+        tokens = generate(llava.model, prompts, llava.stop, longest, llava.decode, heads)
         for one in asked:
             uses[one.row.picture] -= 1
             if not uses[one.row.picture]:
                 del features[one.row.picture]
         yield {one.row.index: llava.answer_text(ids) for one, ids in zip(asked, tokens, strict=True)}
+
+
+def _prompts(
+    llava: HfLlava, asked: list[Asked], features: dict[int, torch.Tensor]
+) -> tuple[list[torch.Tensor], Heads | None]:
+    """Embeddings of a batch; what the copies of a question have in common is taken out and read once.
+
+    One row alone, the reference, is read as a whole.
+    """
+    if len(asked) == 1:
+        return [llava.embed(asked[0].chunks, [features[asked[0].row.picture]])], None
+    groups: dict[tuple[int, ...], list[Asked]] = {}
+    for one in asked:
+        groups.setdefault(_same_start(one), []).append(one)
+    common = {key: _common([one.chunks[1] for one in copies]) for key, copies in groups.items()}
+    heads = [
+        llava.embed([copies[0].chunks[0], copies[0].chunks[1][: common[key]]], [features[copies[0].row.picture]])
+        for key, copies in groups.items()
+    ]
+    number = {key: i for i, key in enumerate(groups)}
+    tails = [llava.embed([one.chunks[1][common[_same_start(one)] :]], []) for one in asked]
+    return tails, Heads(heads, [number[_same_start(one)] for one in asked])
+
+
+def _same_start(one: Asked) -> tuple[int, ...]:
+    """Equal for copies of a question that begin alike (a foreign chat template may put text before the picture)."""
+    return (one.row.group, one.row.picture, *one.chunks[0])
+
+
+def _common(texts: list[list[int]]) -> int:
+    """How many first tokens all texts share; at least one token of each is left over."""
+    shortest = min(map(len, texts)) - 1
+    different = (i for i in range(shortest) if any(text[i] != texts[0][i] for text in texts))
+    return next(different, shortest)
 
 
 def _batches(asked: list[Asked], batch: int) -> list[list[Asked]]:

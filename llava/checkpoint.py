@@ -24,8 +24,9 @@ from typing import Any
 
 from torch import Tensor
 
+from llava.disk import disk_errors, sync
 from llava.errors import ConfigError, WeightsError
-from llava.strategy import State
+from llava.strategy import MOMENTS, State
 
 COMPLETE = "COMPLETE"
 WEIGHTS = "weights.safetensors"
@@ -71,12 +72,12 @@ def write(folder: Path, state: State, progress: Progress) -> None:
     try:
         aside.mkdir(parents=True)
         _write_tensors(aside / WEIGHTS, state["weights"])
-        moments = {f"{kind}/{n}": t for kind in ("exp_avg", "exp_avg_sq") for n, t in state[kind].items()}
+        moments = {f"{kind}/{n}": t for kind in MOMENTS for n, t in state[kind].items()}
         _write_tensors(aside / OPTIMIZER, moments)
         _write_text(aside / STATE, json.dumps(asdict(progress), indent=2) + "\n")
         sizes = {name: (aside / name).stat().st_size for name in (WEIGHTS, OPTIMIZER, STATE)}
         _write_text(aside / COMPLETE, json.dumps(sizes) + "\n")
-        _sync_folder(aside)
+        sync(aside)
         _move_in_place(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -144,7 +145,7 @@ def read(folder: Path) -> tuple[State, Progress]:
     from safetensors.torch import load_file
 
     try:
-        state: State = {"weights": load_file(folder / WEIGHTS), "exp_avg": {}, "exp_avg_sq": {}}
+        state: State = {"weights": load_file(folder / WEIGHTS), **{kind: {} for kind in MOMENTS}}
         for name, tensor in load_file(folder / OPTIMIZER).items():
             kind, parameter = name.split("/", 1)
             state[kind][parameter] = tensor
@@ -192,26 +193,15 @@ def _move_in_place(aside: Path, folder: Path) -> None:
     except OSError:
         if not is_complete(folder):  # else another survivor was first, with the same content
             raise
-    _sync_folder(folder.parent)
+    sync(folder.parent)
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    try:
+    with disk_errors(path):
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise _as_os_error(error, path) from error
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _as_os_error(error: Exception, path: Path) -> OSError:
-    # safetensors tells the system's error number only in its text: "... (os error 28)".
-    number = re.search(r"os error (\d+)", str(error))
-    code = int(number[1]) if number else 0
-    return OSError(code, os.strerror(code) if code else str(error), str(path))
+    sync(path)
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -219,11 +209,3 @@ def _write_text(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

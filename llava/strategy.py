@@ -24,6 +24,7 @@ from llava.optim import Group
 
 State = dict[str, dict[str, Tensor]]
 """``weights``, ``exp_avg`` and ``exp_avg_sq``: whole float32 tensors by parameter name, for any number of ranks."""
+MOMENTS = ("exp_avg", "exp_avg_sq")
 _ALIGNMENT = 64
 """Each parameter begins at a multiple of 64 values (256 bytes), as matrix kernels want it."""
 
@@ -54,8 +55,8 @@ class Strategy(Protocol):
             TrainingError: the norm is not finite.
         """
 
-    def state(self) -> State:
-        """Weights and moments, for a checkpoint. All ranks must call it; rank 0's result is whole."""
+    def state(self, moments: bool = True) -> State:
+        """Weights, and the optimizer's moments where they are wanted. All ranks must call it."""
 
     def extra(self) -> dict[str, float]:
         """Numbers that go with the state: ``updates`` that the optimizer has done, and the strategy's own."""
@@ -157,28 +158,28 @@ class Replicated:
         if self._scale is not None:
             self._scale.went_well()
 
-    def state(self) -> State:
+    def state(self, moments: bool = True) -> State:
         state: State = {"weights": {n: p.detach() for n, p in self._named.items()}}
-        for kind in ("exp_avg", "exp_avg_sq"):
-            flat = torch.zeros_like(self._weights)
-            for parameter, span in zip(self._flat, self._spans, strict=True):
-                if parameter in self._optimizer.state:
-                    flat[span] = self._optimizer.state[parameter][kind]
-            state[kind] = {n: _like(flat, self._weights, p) for n, p in self._named.items()}
+        for kind in MOMENTS if moments else ():
+            state[kind] = {}
+            for group, flat in zip(self._groups, self._flat, strict=True):
+                known = self._optimizer.state.get(flat)  # None before the first update
+                moment = torch.zeros_like(flat) if known is None else known[kind]
+                # Slices, so that saving takes no memory on the device.
+                state[kind].update((n, _place(moment, flat, p)) for n, p in group.parameters.items())
         return state
 
     def restore(self, state: State, extra: dict[str, float]) -> None:
-        flats = {kind: torch.zeros_like(self._weights) for kind in ("exp_avg", "exp_avg_sq")}
-        with torch.no_grad():
-            for name, parameter in self._named.items():
-                parameter.copy_(state["weights"][name])
-                for kind, flat in flats.items():
-                    _like(flat, self._weights, parameter).copy_(state[kind][name])
         self._updates = int(extra["updates"])
-        for parameter, span in zip(self._flat, self._spans, strict=True):
-            moments = {kind: flat[span].clone() for kind, flat in flats.items()}
-            step = torch.tensor(float(self._updates), device=parameter.device)
-            self._optimizer.state[parameter] = {"step": step, **moments}
+        with torch.no_grad():
+            for group, flat in zip(self._groups, self._flat, strict=True):
+                moments = {kind: torch.zeros_like(flat) for kind in MOMENTS}
+                for name, parameter in group.parameters.items():
+                    parameter.copy_(state["weights"][name])
+                    for kind, moment in moments.items():
+                        _place(moment, flat, parameter).copy_(state[kind][name])
+                step = torch.tensor(float(self._updates), device=flat.device)
+                self._optimizer.state[flat] = {"step": step, **moments}
         if self._scale is not None and "loss_scale" in extra:
             self._scale = LossScale(extra["loss_scale"], int(extra["good_updates"]))
 
@@ -214,7 +215,7 @@ def _flatten(groups: list[Group], device: torch.device) -> tuple[Tensor, Tensor,
     return weights, grads, spans
 
 
-def _like(flat: Tensor, weights: Tensor, parameter: Tensor) -> Tensor:
-    """The place of a parameter in another flat buffer."""
-    start = (parameter.data_ptr() - weights.data_ptr()) // weights.element_size()
-    return flat[start : start + parameter.numel()].view(parameter.shape)
+def _place(moment: Tensor, flat: Tensor, parameter: Tensor) -> Tensor:
+    """Where a parameter's values stand in a buffer that is laid out like its group's weights."""
+    start = (parameter.data_ptr() - flat.data_ptr()) // flat.element_size()
+    return moment[start : start + parameter.numel()].view(parameter.shape)

@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def prepare_process() -> None:
     """What must stand before anything heavy is imported: the log, and the handlers of signals."""
     logs.start(int(os.environ.get("RANK", "0")))
-    interrupt.install()
+    interrupt.install(ctrl_c=True)
     if "LOCAL_RANK" in os.environ:  # started by an agent: save and leave when it is gone
         import signal
 
@@ -158,7 +158,7 @@ class Trainer:
         self._total = total
         self._saved = -1
         self._bad: set[str] = set()
-        self._meter = Meter(run, job, world, total)
+        self._meter = Meter(run, job, world, total, schedule.steps_per_epoch)
 
     def resume(self) -> int:
         """Take up the newest complete checkpoint.
@@ -179,7 +179,8 @@ class Trainer:
         if folder is None:
             return 0
         state, progress = checkpoint.read(folder)
-        checkpoint.check_fits(folder, state, progress, self._strategy.state()["weights"], self._progress(0))
+        weights = self._strategy.state(moments=False)["weights"]
+        checkpoint.check_fits(folder, state, progress, weights, self._progress(0))
         self._strategy.restore(state, progress.extra)
         self._bad |= set(progress.bad_pictures)
         self._saved = progress.step
@@ -331,11 +332,12 @@ class Trainer:
 class Meter:
     """Writes metrics and progress every few updates; rank 0 alone says anything."""
 
-    def __init__(self, run: RunFolder, job: TrainJob, world: World, total: int) -> None:
+    def __init__(self, run: RunFolder, job: TrainJob, world: World, total: int, steps_per_epoch: int) -> None:
         self._run = run
         self._job = job
         self._world = world
         self._total = total
+        self._steps_per_epoch = steps_per_epoch
         self._since = self._started = time.monotonic()
         self._updates = self._all_updates = 0
         self._tokens = 0.0
@@ -356,7 +358,7 @@ class Meter:
         self._run.add_metrics(
             step=done,
             total_steps=self._total,
-            epoch=self._job.train.epochs * done / self._total,
+            epoch=done / self._steps_per_epoch,
             loss=loss,
             learning_rate=rate,
             grad_norm=norm,
@@ -431,6 +433,8 @@ def shared_index(job: TrainJob, loaded: Loaded, world: World, run: RunFolder) ->
             raise failure.as_training_error(error, f"writing the token index below {run.root}") from error
 
     index = TokenIndex(world.first_does(make))
+    if index.has_image.any() and not Path(job.data.images).is_dir():
+        raise ConfigError(f"data.images: folder not found: {job.data.images}")
     if world.rank == 0:
         LOG.info("records: %s", index.counts)
     return index
@@ -490,7 +494,7 @@ def finish(run: RunFolder, world: World, strategy: Strategy, loaded: Loaded) -> 
             raise failure.as_training_error(error, f"writing the final model to {run.model}") from error
         run.add_event("finished", step=loaded.step)
 
-    weights = strategy.state()["weights"]
+    weights = strategy.state(moments=False)["weights"]
     with strategy.whole_model():
         world.first_does(write)
     if world.rank == 0:

@@ -20,9 +20,7 @@ from llava.distributed import World
 from llava.errors import ConfigError, TrainingError
 from llava.model.join import LlavaModel
 from llava.optim import Group
-from llava.strategy import State
-
-KINDS = ("exp_avg", "exp_avg_sq")
+from llava.strategy import MOMENTS, State
 
 
 class Sharded:
@@ -63,15 +61,16 @@ class Sharded:
             self._updates += 1
         return norm
 
-    def state(self) -> State:
+    def state(self, moments: bool = True) -> State:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        state: State = {"weights": {}, "exp_avg": {}, "exp_avg_sq": {}}
+        kinds = MOMENTS if moments else ()
+        state: State = {kind: {} for kind in ("weights", *kinds)}
         for name, parameter in self._named.items():
             shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
             weight = safe_get_full_fp32_param(parameter)
             state["weights"][name] = weight.detach().reshape(shape).float().cpu()
-            for kind in KINDS:
+            for kind in kinds:
                 moment = safe_get_full_optimizer_state(parameter, kind)
                 state[kind][name] = moment.detach().reshape(shape).float().cpu()
         return state
@@ -89,7 +88,7 @@ class Sharded:
         for name, parameter in self._named.items():
             device = self._world.device
             safe_set_full_fp32_param(parameter, state["weights"][name].to(device))
-            for kind in KINDS:
+            for kind in MOMENTS:
                 safe_set_full_optimizer_state(parameter, state[kind][name].to(device), kind)
         self._refresh(state["weights"])
         self._count(int(extra["updates"]))

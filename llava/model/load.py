@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from llava.config import LoraConfig, ModelConfig, PartConfig, VisionConfig
+from llava.disk import disk_errors, sync
 from llava.errors import ConfigError, WeightsError
 from llava.model.adapters import add_lora, load_adapter, save_adapter
 from llava.model.join import LlavaModel
@@ -131,16 +132,23 @@ def save_trained(loaded: Loaded, state: dict[str, Tensor], folder: Path) -> None
     Args:
         loaded: the model with its square and step set.
         state: every trained weight by its name in the model, whole and in float32.
+
+    Raises:
+        OSError: disk full, read-only, ...; what was written aside is gone again.
     """
     aside = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        _write(loaded, state, aside)
+        with disk_errors(aside):
+            _write(loaded, state, aside)
+        for path in (*aside.rglob("*"), aside):
+            sync(path)
         old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
         if folder.exists():
             folder.rename(old)
         aside.rename(folder)
+        sync(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)

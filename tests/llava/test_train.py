@@ -353,7 +353,7 @@ def test_newest_checkpoint_is_loadable_at_every_moment_of_a_write(tmp_path: Path
 
     import sys
 
-    calls = (checkpoint._sync_folder, checkpoint._write_text, checkpoint._move_in_place, checkpoint.prune)
+    calls = (checkpoint._write_tensors, checkpoint._write_text, checkpoint._move_in_place, checkpoint.prune)
     codes = {call.__code__ for call in calls}
     sys.settrace(lambda frame, event, argument: look(frame, event, argument) if frame.f_code in codes else None)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable
@@ -46,8 +47,9 @@ def guarded(
     except BrokenPipeError:
         return 128 + signal.SIGPIPE  # whoever read the output went away
     except Exception as error:
-        failure.record(error, _run_folder(config_path))
-        return failure.exit_code(error)
+        named = _of_file_system(error)
+        failure.record(named, _run_folder(config_path))
+        return failure.exit_code(named)
     return EXIT_DONE
 
 
@@ -82,6 +84,23 @@ def _stop(number: int, frame: FrameType | None) -> None:
     for asked_by in interrupt.ASKED_BY:
         signal.signal(asked_by, signal.SIG_IGN)
     raise Interrupted(f"stopped by {signal.Signals(number).name}; nothing half done is left", "Start again.")
+
+
+def _of_file_system(error: Exception) -> Exception:
+    """A message for what only a person can mend; any other error as it is."""
+    hint = _FILE_SYSTEM.get(error.errno or 0) if isinstance(error, OSError) else None
+    if hint is None:
+        return error
+    return LlavaError(str(error), f"{hint} What was written before is kept; start again afterwards.")
+
+
+_FILE_SYSTEM = {
+    errno.ENOSPC: "The disk is full: free space there.",
+    errno.EDQUOT: "The quota is used up: free space there.",
+    errno.EROFS: "The file system is read-only: mount it writable.",
+    errno.EACCES: "No permission to write there: give it.",
+    errno.EFBIG: "Files there may not grow that large (ulimit -f).",
+}
 
 
 def _run_folder(config_path: str | None) -> RunFolder | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from llava.chat import Conversation, Style, answer, talk
+from llava.chat import Conversation, Style, answer, chat, talk
 from llava.dialogue import Turn
 from llava.errors import ConfigError, DataError
 from llava.generate import Stop, generate
@@ -132,19 +132,20 @@ def test_a_model_in_4_bits_answers(folder: Path, picture: Path) -> None:
     assert list(Conversation(llava, [picture], Style(max_new_tokens=4)).ask("What?"))
 
 
-def run(*arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "llava", "chat", *arguments], input=typed, capture_output=True, text=True
-    )
-
-
-def test_the_command_line_answers_once_and_line_by_line(folder: Path, picture: Path) -> None:
+def test_the_command_line_answers_line_by_line_as_it_answers_once(
+    folder: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["--image", str(picture), "--max-new-tokens", "8", "--device", "cpu"]
-    once = run(str(folder), *options, "What colour is it?")
-    assert once.returncode == 0
-    lines = run(str(folder), *options, typed="What colour is it?\nRESET\nWhat colour is it?\n")
-    assert lines.stdout.splitlines() == [once.stdout.strip(), "(forgotten)", once.stdout.strip()]
-    assert once.stderr == lines.stderr == ""
+    done = subprocess.run(
+        [sys.executable, "-m", "llava", "chat", str(folder), *options],
+        input="What colour is it?\nRESET\nWhat colour is it?\n",
+        capture_output=True,
+        text=True,
+    )
+    chat(folder, [picture], "What colour is it?", device="cpu", style=Style(max_new_tokens=8))
+    once = capsys.readouterr().out.strip()
+    assert done.stdout.splitlines() == [once, "(forgotten)", once]
+    assert done.stderr == ""
 
 
 @pytest.fixture(autouse=True)

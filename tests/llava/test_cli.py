@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llava import config
+from llava import config, entry, interrupt, logs
 from llava.run_folder import read_lines
 from tests.llava.tiny_hf import build_llava, some_rows, write_tsv
 
@@ -101,10 +103,46 @@ def test_mmbench_by_hand(model: Path, tmp_path: Path) -> None:
     assert again.stdout == done.stdout
 
 
-def test_untrained_by_hand_and_then_measured(tmp_path: Path, tiny_language: Path, tiny_vision: Path) -> None:
+def test_untrained_by_hand(tmp_path: Path, tiny_language: Path, tiny_vision: Path) -> None:
     done = llava("convert", tmp_path / "hf", "--language", tiny_language, "--vision", tiny_vision, "--seed", 3)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert (tmp_path / "hf" / "llavajob.json").exists()
-    answered = llava("chat", tmp_path / "hf", "What?", "--max-new-tokens", 3, "--device", "cpu")
-    assert answered.returncode == 0, answered.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "hint"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "answers"), 3, "The disk is full: free space there."),
+        (OSError(errno.EFBIG, "File too large"), 3, "Files there may not grow that large (ulimit -f)."),
+        (BrokenPipeError(), 141, ""),
+        (KeyboardInterrupt(), 130, ""),
+        (RuntimeError("a bug"), 1, "Traceback"),
+    ],
+)
+def test_what_goes_wrong_ends_in_a_code_and_a_hint(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: BaseException, code: int, hint: str
+) -> None:
+    def work() -> None:
+        raise error
+
+    monkeypatch.setattr(entry, "prepare", lambda rank, on_signal: None)
+    monkeypatch.setattr(logs.LOG, "propagate", True)
+    assert entry.guarded(work, on_signal="default") == code
+    assert hint in caplog.text
+    assert ("Traceback" in caplog.text) == (code == 1)
+
+
+def test_a_signal_stops_what_keeps_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {number: signal.getsignal(number) for number in interrupt.ASKED_BY}
+    monkeypatch.setattr(logs, "start", lambda rank: None)
+    monkeypatch.setenv("RANK", "0")
+
+    def work() -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    try:
+        assert entry.guarded(work, on_signal="stop") == 175
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from bitsandbytes.functional import dequantize_4bit
 from PIL import Image
 from safetensors import safe_open
 from transformers import AutoProcessor, AutoTokenizer, LlavaForConditionalGeneration
@@ -122,6 +123,21 @@ def test_adapters_of_a_4_bit_run_also_go_onto_the_original_base(
     as_trained = our_logits(load_trained(source), "<image>\nWhat?")
     assert torch.max(torch.abs(theirs[:, : ours.shape[-1]] - ours)).item() <= CLOSE
     assert torch.max(torch.abs(as_trained - ours)).item() > 100 * CLOSE
+
+
+def test_a_4_bit_base_is_quantised_from_the_format_that_the_run_names(
+    tmp_path: Path, tiny_language: Path, tiny_vision: Path
+) -> None:
+    source = train(tmp_path / "model", tiny_language, tiny_vision, ("frozen", "frozen", "nf4"))
+    manifest = json.loads((source / "llava.json").read_text())
+    (source / "llava.json").write_text(json.dumps({**manifest, "dtype": "bf16"}))
+    folder = convert(tmp_path / "hf", source=source)
+    layer = load_trained(source, torch.bfloat16).model.language.model.layers[0].self_attn.q_proj
+    expected = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    assert expected.dtype == torch.bfloat16
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        written = file.get_tensor("language_model.model.layers.0.self_attn.q_proj.weight")
+    assert torch.equal(written, expected.float())
 
 
 def test_tied_embeddings_stay_tied(tmp_path: Path, tiny_vision: Path) -> None:

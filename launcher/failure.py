@@ -48,7 +48,8 @@ class Failure:
         who = "a task" if self.rank is None else f"rank {self.rank}"
         where = "" if self.node is None else f" on node {self.node}"
         host = f" ({self.host})" if self.host else ""
-        what = self.message.splitlines()[0] if self.message else decode_exit(self.exit_code)
+        by_signal = (self.exit_code or 0) < 0
+        what = self.message.splitlines()[0] if self.message and not by_signal else decode_exit(self.exit_code)
         name = f"{self.exception}: " if self.exception and not self.final else ""
         return f"{who}{where}{host}: {name}{what}"
 

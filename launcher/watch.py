@@ -12,7 +12,7 @@ from launcher import console
 from launcher.backends.base import ENDED, SUCCEEDED
 from launcher.errors import RequestError
 from launcher.explain import failure_lines, next_commands
-from launcher.logs import Selection, follow, read
+from launcher.logs import Selection, explain_nothing, follow, read
 from launcher.progress import Progress
 from launcher.runs import state_of
 from launcher.status import RunStatus, in_words, stage_progress, statuses
@@ -51,7 +51,7 @@ def show_logs(run: Run, choice: LogChoice, stay: bool) -> int:
     if not stay:
         printed = _print(read(run.folder.root, chosen, colour=console.wants_colour(sys.stdout)))
         if not printed:
-            console.say(f"No log lines fit yet. State: llavajob status {run.name}")
+            console.say(f"No log lines fit: {explain_nothing(run.folder.root, chosen)}")
         return 0
     try:
         _print(follow(run.folder.root, chosen, is_over=lambda: _is_over(run), wait=time.sleep))

@@ -97,12 +97,14 @@ class Supervisor:
                 return
             self._check_stop()
             fruitless = 0 if durable_progress(stage) > before else fruitless + 1
+            failure = first_failure(stage, record.attempt)
+            why = failure.summary if failure else ending.reason
             if ending.kind == "final" or step.retries == 0 or fruitless >= step.retries:
-                self._fail(step, record, ending, fruitless)
+                self._fail(step, record, why, fruitless)
                 return
-            self._event("requeued", step=step.name, reason=ending.reason)
+            self._event("requeued", step=step.name, reason=why)
             record.state = REQUEUED
-            self._set(REQUEUED, f"{ending.reason}; starting again")
+            self._set(REQUEUED, f"{why}; starting again")
 
     def _next_attempt(self, step: Step, stage: RunFolder) -> int:
         """A new number for every stay; the merge belongs to the attempt of its shards."""
@@ -145,10 +147,8 @@ class Supervisor:
             self._check_stop()
             time.sleep(POLL_S * 5)
 
-    def _fail(self, step: Step, record: StepRecord, ending: Ending, fruitless: int) -> None:
+    def _fail(self, step: Step, record: StepRecord, reason: str, fruitless: int) -> None:
         record.state, record.ended = FAILED, time.time()
-        failure = first_failure(self.folder.stage(step.stage), record.attempt)
-        reason = failure.summary if failure else ending.reason
         if fruitless > 1:
             reason += f" ({fruitless} attempts in a row without a new step)"
         where = f"{step.name}: " if len(self.plan.steps) > 1 else ""

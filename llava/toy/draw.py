@@ -134,8 +134,8 @@ def jpeg(image: Image.Image) -> bytes:
 def draw_data(
     folder: str | Path,
     seed: int,
-    pictures: int = 3000,
-    text_rows: int = 300,
+    pictures: int = 4000,
+    text_rows: int = 400,
     questions: int = 160,
     report: Report | None = None,
 ) -> None:

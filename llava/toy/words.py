@@ -144,7 +144,7 @@ Turns = list[tuple[str, str]]
 """Questions and answers of one conversation."""
 
 
-def picture_turns(scene: Scene, rng: random.Random, turns: int = 6) -> Turns:
+def picture_turns(scene: Scene, rng: random.Random, turns: int = 4) -> Turns:
     """Questions of different families about one scene, with their answers."""
     asked = [ask(scene, family, rng) for family in rng.sample(FAMILIES, turns)]
     return [(question.prompt(), answer_text(question)) for question in asked]

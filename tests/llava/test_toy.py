@@ -6,9 +6,12 @@ import base64
 import csv
 import io
 import json
+import queue
 import random
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ from llava.toy import words
 from llava.toy.draw import COLUMNS, PASS, SIDE, draw_data, paint
 
 QUESTIONS = 64
+SHORT = {"language_steps": 2, "language_batch": 4, "vision_steps": 2, "vision_batch": 4}
 
 
 @pytest.fixture(scope="module")
@@ -185,13 +189,21 @@ class TestBases:
     """The tiny bases, trained for a step or two only."""
 
     @pytest.fixture
-    def bases(self, monkeypatch: pytest.MonkeyPatch) -> Any:
+    def bases(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+        # The real thing trains in two processes of their own; here both work in this one, to be quick.
         bases = pytest.importorskip("llava.toy.bases")
-        monkeypatch.setattr(bases, "LANGUAGE_STEPS", 2)
-        monkeypatch.setattr(bases, "VISION_STEPS", 2)
-        monkeypatch.setattr(bases, "LANGUAGE_BATCH", 4)
-        monkeypatch.setattr(bases, "VISION_BATCH", 4)
-        return bases
+
+        def train(folder: Path, data_folder: Path, seed: int, effort: Any, report: Any) -> None:
+            said: queue.Queue[Any] = queue.Queue()
+            bases._make_language(folder, data_folder, seed, effort, said)
+            bases._make_vision(folder, data_folder, seed, effort, said)
+            bases._follow([], said, effort, report)
+
+        monkeypatch.setattr(bases, "_train_both", train)
+        monkeypatch.setattr(bases, "Effort", lambda: SimpleNamespace(**SHORT))
+        threads = bases.torch.get_num_threads()
+        yield bases
+        bases.torch.set_num_threads(threads)
 
     def test_folders_load_as_any_hugging_face_folder(self, bases: Any, folder: Path, tmp_path: Path) -> None:
         from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPVisionModel, LlamaForCausalLM

@@ -100,9 +100,9 @@ def _name_image_processor(folder: Path, square: str) -> None:
     values = json.loads(alone.read_text(encoding="utf-8")) | changes | {"processor_class": "LlavaProcessor"}
     alone.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     values = json.loads(joint.read_text(encoding="utf-8"))
-    if "image_processor" in values:
-        values["image_processor"] |= changes
-        joint.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    # Only version 5 reads it here, and version 4 fails on it; both read preprocessor_config.json.
+    values.pop("image_processor", None)
+    joint.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def write_for_older_readers(folder: Path) -> None:

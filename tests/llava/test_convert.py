@@ -140,12 +140,15 @@ def test_a_4_bit_base_is_quantised_from_the_format_that_the_run_names(
     assert torch.equal(written, expected.float())
 
 
-def test_tied_embeddings_stay_tied(tmp_path: Path, tiny_vision: Path) -> None:
-    language = build_language(tmp_path / "language", tie_word_embeddings=True)
+def test_tied_embeddings_stay_tied_and_positions_stay_scaled(tmp_path: Path, tiny_vision: Path) -> None:
+    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500000.0}
+    language = build_language(tmp_path / "language", tie_word_embeddings=True, rope_parameters=rope)
     source = train(tmp_path / "model", language, tiny_vision, ("lora", "frozen", "none"))
     folder = convert(tmp_path / "hf", source=source)
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert "language_model.lm_head.weight" not in file.keys()  # noqa: SIM118
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    assert (text["rope_theta"], text["rope_scaling"]) == (500000.0, {"rope_type": "linear", "factor": 2.0})
     ours = our_logits(load_trained(source), "<image>\nWhat?")
     assert torch.max(torch.abs(their_logits(folder, "What?")[:, : ours.shape[-1]] - ours)).item() <= CLOSE
 
@@ -195,6 +198,9 @@ def test_the_folder_says_what_it_is(tmp_path: Path, tiny_language: Path, tiny_vi
     config = json.loads((folder / "config.json").read_text())
     assert (config["architectures"], config["dtype"]) == (["LlavaForConditionalGeneration"], "float16")
     assert config["text_config"]["rope_theta"] == 10000.0
+    # What transformers 4 fails on, or does not know.
+    assert "image_processor" not in json.loads((folder / "processor_config.json").read_text())
+    assert json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert config["image_token_index"] == tokenizer.convert_tokens_to_ids("<image>") == 400
     before = AutoTokenizer.from_pretrained(tiny_language).encode("What colour ")

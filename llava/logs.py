@@ -25,6 +25,15 @@ class _Lines(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(message)s")
 
 
+class _Handler(logging.StreamHandler):  # type: ignore[type-arg]  # subscripts need Python 3.11
+    """On a terminal a log line takes the progress line's place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.stream.isatty():
+            self.stream.write("\r\x1b[K")
+        super().emit(record)
+
+
 def start(rank: int) -> None:
     """Send standard output and errors to this rank's file where the launcher asks for it, and set the log up.
 
@@ -34,7 +43,7 @@ def start(rank: int) -> None:
     if folder and not LOG.handlers:
         _redirect(Path(folder) / f"rank{rank:04d}.log")
     if not LOG.handlers:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = _Handler(sys.stderr)
         handler.setFormatter(_Lines())
         LOG.addHandler(handler)
         LOG.setLevel(logging.INFO)

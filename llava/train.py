@@ -140,7 +140,7 @@ def train(job: TrainJob, run: RunFolder, position: Position) -> None:
         raise
 
     # The result
-    finish(run, world, strategy, replace(loaded, step=total))
+    finish(run, world, strategy, replace(loaded, step=position.done))
     world.close()
 
 

@@ -6,6 +6,7 @@ Checkpoints are the same whole float32 tensors as without ZeRO, so any strategy 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -34,7 +35,6 @@ class Sharded:
         self._named = dict(chain.from_iterable(group.parameters.items() for group in groups))
         self._model = model
         model.idle = "tower" if self._stage == 3 or job.model.vision.tuning != "frozen" else "projector"
-        _check_supported(job, dtype)
         self._engine, self._optimizer = _start(model, groups, job, world, dtype)
         _make_moments(self._engine.optimizer, self._optimizer)
         self._updates = 0
@@ -149,6 +149,8 @@ def settings(job: TrainJob, world: World, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _start(model: LlavaModel, groups: list[Group], job: TrainJob, world: World, dtype: torch.dtype) -> tuple[Any, Any]:
+    # Named, so that DeepSpeed need not guess (and warn).
+    os.environ.setdefault("DS_ACCELERATOR", world.device.type)
     import deepspeed
 
     optimizer = torch.optim.AdamW(
@@ -158,13 +160,8 @@ def _start(model: LlavaModel, groups: list[Group], job: TrainJob, world: World, 
     )
     try:
         engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings(job, world, dtype))
-    except (ImportError, FileNotFoundError) as error:
-        raise ConfigError(
-            f"DeepSpeed cannot start: {error}",
-            "it compiles a part of itself at first use: install a C++ compiler and ninja, or use strategy: ddp",
-        ) from error
-    except RuntimeError as error:
-        if "building extension" not in str(error):
+    except (ImportError, FileNotFoundError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "building extension" not in str(error):
             raise
         raise ConfigError(
             f"DeepSpeed cannot start: {error}",
@@ -187,7 +184,3 @@ def _make_moments(sharded: Any, optimizer: Any) -> None:
         }
     if link := getattr(sharded, "_lazy_init_hp_params_optimizer_state", None):
         link()
-
-
-def _check_supported(job: TrainJob, dtype: torch.dtype) -> None:
-    """Nothing is refused yet."""

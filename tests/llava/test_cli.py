@@ -59,7 +59,7 @@ def test_a_config_of_another_kind_is_refused(verb: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     model = {"language": {"path": "l"}, "vision": {"path": "v"}}
     data = {"records": "r", "images": "i"}
-    path.write_text(yaml.safe_dump({"kind": "train", "run_dir": "r", "model": model, "data": data}))
+    path.write_text(yaml.safe_dump({"kind": "train", "run_dir": str(tmp_path), "model": model, "data": data}))
     done = llava(verb, "--config", path)
     assert done.returncode == 2
     assert "is a config of kind train, not" in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -165,6 +166,32 @@ def test_a_stop_keeps_the_batch_that_was_done(tmp_path: Path, model: Path, data:
     with pytest.raises(Interrupted):
         run.answer_shard(job(tmp_path, model, data), 0, 1, lambda: next(asked))
     assert len(lines(tmp_path)) == 8
+
+
+def test_a_picture_cut_off_in_the_middle_is_named_and_the_rest_is_kept(tmp_path: Path, model: Path) -> None:
+    rows = some_rows()
+    whole = base64.b64decode(next(row["image"] for row in rows if row["index"] == "0"))
+    rows[0]["image"] = base64.b64encode(whole[: len(whole) * 2 // 3]).decode()
+    # The shortest question, so that it is answered last.
+    rows = [row | ({"question": "What?"} if int(row["index"]) % 1_000_000 == 0 else {}) for row in rows]
+    with pytest.raises(DataError, match="the picture of row 0 cannot be decoded"):
+        mmbench.start(job(tmp_path, model, write_tsv(tmp_path / "data.tsv", rows), batch=1))
+    assert len(lines(tmp_path)) == 27
+
+
+def test_merging_needs_no_torch(tmp_path: Path, model: Path, data: Path) -> None:
+    todo = job(tmp_path, model, data)
+    mmbench.start(todo)
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(todo.model_dump()))
+    script = (
+        "import sys\nfrom llava import mmbench\n"
+        f"assert mmbench.main(['--config', {str(config)!r}, '--merge']) == 0\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "circular" in done.stdout
 
 
 def test_a_missing_row_is_named_and_there_is_no_score(tmp_path: Path, model: Path, data: Path) -> None:

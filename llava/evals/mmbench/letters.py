@@ -27,7 +27,7 @@ _BLANKED = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 _LAST_TOKENS = 4
 """A lone letter counts when its first occurrence is among so many last tokens."""
 # A lower-case "a" is an article unless the sentence ends there.
-_ANSWER_IS = re.compile(r"answer\s+is\s+\**(?:([A-Z])|([b-z])|(a)(?=\W*(?:$|[.,;:!)*\n])))(?![\w'’])", re.ASCII)
+_ANSWER_IS = re.compile(r"answer\s+is\s+\**(?:([A-Z])|([b-z])|(a)(?=\W*(?:$|[.,;:!)*\n])))(?!\w)", re.ASCII)
 
 
 def xtuner(answer: str, options: Mapping[str, str]) -> str:

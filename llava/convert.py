@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MANIFEST = "llavajob.json"
 FORMAT = 1
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("llava.convert")  # __name__ is __main__ where this is run as a module
 
 
 def convert_job(job: ConvertJob) -> None:

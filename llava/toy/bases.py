@@ -120,8 +120,9 @@ def _complete(folder: Path, key: str) -> bool:
 
 
 def _move(aside: Path, target: Path) -> None:
-    # A folder cannot be replaced while it holds something; what is there has another key or is half of something.
-    if target.exists():
+    # A folder cannot be replaced while it holds something. Only bases of another key make way: they are whole, since
+    # the key travels with them; anything else is somebody's and stays.
+    if (target / KEY_FILE).is_file():
         shutil.rmtree(target)
     os.replace(aside, target)
 

@@ -243,6 +243,13 @@ class TestBases:
         with pytest.raises(AssertionError, match="built again"):
             bases.build_bases(tmp_path / "one", folder, 4)
 
+    def test_a_folder_with_other_files_is_not_touched(self, bases: Any, folder: Path, tmp_path: Path) -> None:
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "notes.txt").write_text("keep", encoding="utf-8")
+        with pytest.raises(OSError):
+            bases.build_bases(tmp_path / "mine", folder, 3)
+        assert (tmp_path / "mine" / "notes.txt").read_text(encoding="utf-8") == "keep"
+
     def test_every_word_of_this_world_is_one_token(self, bases: Any) -> None:
         tokenizer = bases.build_tokenizer()
         for family in words.FAMILIES:

@@ -14,7 +14,7 @@ from launcher.recipe import LABELS, Stage
 from launcher.recipe_schema import recipe_schema
 from launcher.runs import Prepared
 from launcher.schema import find
-from launcher.status import RunStatus, age, in_words
+from launcher.status import RunStatus, age, in_words, reports
 from launcher.tree import Key, leaves
 
 _COUNT_UP_TO_BYTES = 1 << 28
@@ -116,6 +116,7 @@ def status_text(status: RunStatus) -> str:
         lines.append("  " + progress_text(status))
     lines.append(f"  attempt {status.attempt} ({status.attempts} in all), folder {status.dir}")
     lines += [f"  {line}" for line in failure_lines(status)]
+    lines += [f"  {line}" for report in reports(Path(status.dir)) for line in report.splitlines()]
     return "\n".join(lines + [f"  next: {line}" for line in next_commands(status)])
 
 

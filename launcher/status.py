@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from launcher.backends.base import ENDED, FAILED, REQUEUED, RUNNING, STARTING, BackendState, StepState, get_backend
@@ -97,6 +98,12 @@ def _refined(state: BackendState, stage: RunFolder) -> str:
 def stage_progress(run: Run, states: Iterable[StepState]) -> dict[str, Progress]:
     """Return how far each stage is, by stage name."""
     return {state.stage: read_progress(run.folder.stage(state.stage)) for state in states}
+
+
+def reports(folder: Path) -> list[str]:
+    """Return the tables that a run's evaluations wrote."""
+    paths = [path for where in ("", "stages/*/") for path in sorted(folder.glob(f"{where}eval/*/report.txt"))]
+    return [path.read_text(encoding="utf-8").rstrip("\n") for path in paths]
 
 
 def in_words(seconds: float | None) -> str:

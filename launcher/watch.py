@@ -15,7 +15,7 @@ from launcher.explain import failure_lines, next_commands
 from launcher.logs import Selection, explain_nothing, follow, read
 from launcher.progress import Progress
 from launcher.runs import state_of
-from launcher.status import RunStatus, in_words, stage_progress, statuses
+from launcher.status import RunStatus, in_words, reports, stage_progress, statuses
 from launcher.store import Run
 
 EXIT_STOPPED_FOLLOWING = 130
@@ -93,7 +93,7 @@ def _stopped_following(run: Run) -> int:
 
 def _result(run: Run, quiet_stdout: bool = False) -> int:
     status = statuses([run])[0]
-    for text in reports(run):
+    for text in reports(run.folder.root):
         console.say(text) if quiet_stdout else console.data(text)
     took = f" in {in_words(status.ended - status.created)}" if status.ended else ""
     reason = f": {status.reason}" if status.reason else ""
@@ -104,14 +104,6 @@ def _result(run: Run, quiet_stdout: bool = False) -> int:
     for line in [*failure_lines(status), *next_commands(status)]:
         console.say(f"  {line}")
     return 1
-
-
-def reports(run: Run) -> list[str]:
-    """Return the tables that the run's evaluations wrote."""
-    paths = sorted(run.folder.root.glob("eval/*/report.txt")) + sorted(
-        run.folder.root.glob("stages/*/eval/*/report.txt")
-    )
-    return [path.read_text(encoding="utf-8").rstrip("\n") for path in paths]
 
 
 def _bars(run: Run) -> None:

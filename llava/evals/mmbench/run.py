@@ -1,12 +1,14 @@
 """How does an evaluation go: a shard's answers, then one score over all shards.
 
-Everything lies in ``<run>/eval/mmbench/``: ``answers/`` (append only), ``predictions.jsonl``, ``<data>.xlsx`` and
-``scores.json``; the baseline's answers, predictions and spreadsheet in ``baseline/`` below it.
+Everything lies in ``<run>/eval/mmbench/``: ``answers/`` (append only), ``predictions.jsonl``, ``<data>.xlsx``,
+``scores.json`` and ``report.txt``; the baseline's answers, predictions and spreadsheet in ``baseline/`` below it.
 """
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,7 @@ from llava.evals.mmbench.rows import Row, Table, read
 from llava.evals.mmbench.score import judge, score
 from llava.evals.mmbench.shards import split
 from llava.evals.mmbench.store import Answer, AnswerFile, answered, remember_settings, stored
-from llava.run_folder import RunFolder
+from llava.run_folder import ENV_RUN, RunFolder, write_aside
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +130,7 @@ def all_answered(job: EvalJob) -> bool:
 
 
 def finish(job: EvalJob) -> None:
-    """Merge all shards, write the results and print the table on stdout.
+    """Merge all shards, write the results and, by hand, print the table on stdout.
 
     Raises:
         DataError: a row was not answered, or the file cannot be used.
@@ -141,12 +143,24 @@ def finish(job: EvalJob) -> None:
     if baseline:
         write_predictions(folder / "baseline", table, baseline)
     write_scores(folder, table, job.eval.scorer, results[0], baseline)
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    text = _report(job, table, results[0], baseline, path)
+    write_aside(folder / "report.txt", text)
+    # A launcher shows the report when the run ends; by hand, it belongs on stdout.
+    if ENV_RUN in os.environ:
+        log.info("all rows answered once; the scores are in %s", folder)
+    else:
+        print(text, end="", flush=True)
+
+
+def _report(job: EvalJob, table: Table, model: Result, baseline: Result | None, path: Path) -> str:
+    text = io.StringIO()
+    console = Console(file=text, highlight=False, markup=False, emoji=False, soft_wrap=True)
     if table.has_answers:
-        console.print(score_table(table, job.eval.scorer, results[0], baseline))
+        console.print(score_table(table, job.eval.scorer, model, baseline))
     else:
         console.print(f"{table.path} has no answers, so there is no score here. Upload to the benchmark's server:")
     console.print(str(path))
+    return text.getvalue()
 
 
 def _result(config: EvalConfig, subject: Subject, table: Table) -> Result:

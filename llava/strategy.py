@@ -55,8 +55,11 @@ class Strategy(Protocol):
             TrainingError: the norm is not finite.
         """
 
+    def shapes(self) -> dict[str, Tensor]:
+        """What trains, by name, as tensors without values (device meta)."""
+
     def state(self, moments: bool = True) -> State:
-        """Weights, and the optimizer's moments where they are wanted. All ranks must call it."""
+        """Weights, and the optimizer's moments where they are wanted. All ranks must call it; it is for rank 0."""
 
     def extra(self) -> dict[str, float]:
         """Numbers that go with the state: ``updates`` that the optimizer has done, and the strategy's own."""
@@ -158,6 +161,9 @@ class Replicated:
         self._updates += 1
         if self._scale is not None:
             self._scale.went_well()
+
+    def shapes(self) -> dict[str, Tensor]:
+        return {name: torch.empty_like(parameter, device="meta") for name, parameter in self._named.items()}
 
     def state(self, moments: bool = True) -> State:
         state: State = {"weights": {n: p.detach() for n, p in self._named.items()}}

@@ -179,8 +179,7 @@ class Trainer:
         if folder is None:
             return 0
         state, progress = checkpoint.read(folder)
-        weights = self._strategy.state(moments=False)["weights"]
-        checkpoint.check_fits(folder, state, progress, weights, self._progress(0))
+        checkpoint.check_fits(folder, state, progress, self._strategy.shapes(), self._progress(0))
         self._strategy.restore(state, progress.extra)
         self._bad |= set(progress.bad_pictures)
         self._saved = progress.step

@@ -35,6 +35,7 @@ class Sharded:
         self._named = dict(chain.from_iterable(group.parameters.items() for group in groups))
         self._model = model
         model.idle = "tower" if self._stage == 3 or job.model.vision.tuning != "frozen" else "projector"
+        self._shapes = {name: torch.empty_like(p, device="meta") for name, p in self._named.items()}
         self._engine, self._optimizer = _start(model, groups, job, world, dtype)
         _make_moments(self._engine.optimizer, self._optimizer)
         self._updates = 0
@@ -61,18 +62,20 @@ class Sharded:
             self._updates += 1
         return norm
 
+    def shapes(self) -> dict[str, Tensor]:
+        return self._shapes
+
     def state(self, moments: bool = True) -> State:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         kinds = MOMENTS if moments else ()
         state: State = {kind: {} for kind in ("weights", *kinds)}
         for name, parameter in self._named.items():
-            shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-            weight = safe_get_full_fp32_param(parameter)
-            state["weights"][name] = weight.detach().reshape(shape).float().cpu()
-            for kind in kinds:
-                moment = safe_get_full_optimizer_state(parameter, kind)
-                state[kind][name] = moment.detach().reshape(shape).float().cpu()
+            whole = {"weights": safe_get_full_fp32_param(parameter)}
+            whole.update((kind, safe_get_full_optimizer_state(parameter, kind)) for kind in kinds)
+            if self._world.rank == 0:  # the others only help to gather: a node has no room for a copy per rank
+                for kind, tensor in whole.items():
+                    state[kind][name] = tensor.detach().reshape(self._shapes[name].shape).float().cpu()
         return state
 
     def extra(self) -> dict[str, float]:

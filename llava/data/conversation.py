@@ -43,7 +43,7 @@ class Encoded:
     @property
     def learned(self) -> int:
         """Number of supervised tokens."""
-        return sum(label != IGNORE for label in self.labels)
+        return len(self.labels) - self.labels.count(IGNORE)
 
 
 def specials(tokenizer: Any, template: Template) -> Specials:
@@ -70,8 +70,7 @@ def texts(record: Record, template: Template) -> Iterator[str]:
 def encode_texts(tokenizer: Any, many: Iterable[str]) -> Tokens:
     """Token ids of texts, each encoded once and without special tokens of the tokenizer's own."""
     unique = [text for text in dict.fromkeys(many) if text]
-    ids = tokenizer(unique, add_special_tokens=False).input_ids if unique else []
-    return {"": [], **dict(zip(unique, ids, strict=True))}
+    return {"": [], **dict(zip(unique, _ids(tokenizer, unique), strict=True))}
 
 
 def assemble(record: Record, template: Template, tokens: Tokens, special: Specials, max_length: int) -> Encoded:
@@ -102,6 +101,16 @@ def assemble(record: Record, template: Template, tokens: Tokens, special: Specia
     if labels:
         labels[0] = IGNORE  # nothing comes before it that could foretell it
     return Encoded(ids[:max_length], labels[:max_length], len(ids) > max_length)
+
+
+def _ids(tokenizer: Any, many: list[str]) -> list[list[int]]:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:  # written in Python
+        return tokenizer(many, add_special_tokens=False).input_ids if many else []
+    # As transformers does before it encodes; what it does after it (masks, offsets) took a third of the time.
+    backend.no_truncation()
+    backend.no_padding()
+    return [encoding.ids for encoding in backend.encode_batch_fast(many, add_special_tokens=False)]
 
 
 def _pieces(record: Record, question: str) -> list[str]:

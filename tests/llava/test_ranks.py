@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,25 @@ def test_ranks_save_and_leave_when_their_agent_is_killed(bases: Bases, tmp_path:
     assert events(run, "interrupted")[0]["signal"] == "SIGTERM"
     assert steps_saved(run)[-1] == events(run, "interrupted")[0]["step"] == max(losses(run))
     end(agent)
+
+
+def test_a_lost_node_costs_no_finished_update(bases: Bases, tmp_path: Path) -> None:
+    """Two agents as on two machines; one is gone at once, its rank and the other node's agree and save."""
+    run, job = RunFolder(tmp_path), long_job(bases, tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    where = ("--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", port)
+    agents = [start_ranks(job, 0, 1, *where, "--node-rank", str(node)) for node in (0, 1)]
+    wait_for_step(run, 5, agents[0])
+    assert (events(run, "started")[0]["world_size"], events(run, "started")[0]["nodes"]) == (2, 2)
+    pids = {**rank_pids(agents[0]), **rank_pids(agents[1])}
+    assert pids.keys() == {0, 1}
+    agents[1].send_signal(signal.SIGKILL)
+    assert end(agents[0])[0] == 175
+    wait_for(lambda: not any(alive(pid) for pid in pids.values()), "the ranks' end")
+    assert steps_saved(run)[-1] == events(run, "interrupted")[0]["step"] == max(losses(run))
+    end(agents[1])
 
 
 def test_agent_asked_before_it_has_workers_leaves_at_once(bases: Bases, tmp_path: Path) -> None:

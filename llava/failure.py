@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -12,13 +13,21 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from llava import logs
-from llava.errors import EXIT_BAD_REQUEST, EXIT_FAILED, EXIT_FINAL, ConfigError, Interrupted, LlavaError, TrainingError
+from llava.errors import EXIT_BAD_REQUEST, EXIT_FAILED, EXIT_FINAL, Interrupted, LlavaError, TrainingError
 from llava.run_folder import ENV_ATTEMPT_DIR, ENV_NODE, RunFolder, write_aside
 
 # How gloo, NCCL and the store say that a peer is gone.
 _PEER_IS_GONE = re.compile(
     r"gloo|nccl|connection (closed|reset|refused|was)|broken pipe|recvvalue failed|tcpstore|socket", re.IGNORECASE
 )
+
+_CURES = {
+    errno.ENOSPC: "the disk is full: free space there, or lower train.keep_last",
+    errno.EDQUOT: "the quota is used up: free space there, or lower train.keep_last",
+    errno.EROFS: "the file system is read-only: mount it writable and resume",
+    errno.EACCES: "no permission to write there: give it and resume",
+    errno.EFBIG: "files there may not grow that large (ulimit -f): raise the limit and resume",
+}
 
 
 def exit_code(error: BaseException) -> int:
@@ -126,20 +135,20 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def as_training_error(error: OSError, doing: str) -> TrainingError | ConfigError:
+def as_training_error(error: OSError, doing: str) -> TrainingError:
     """What a failing file system means for a run."""
-    import errno
+    where = f" ({error.filename})" if error.filename else ""
+    cure = _CURES.get(error.errno or 0, "resume when the file system works again")
+    return TrainingError(f"{doing} failed: {error.strerror or error}{where}", f"{cure}; the last checkpoint is kept")
 
-    path = error.filename or ""
-    where = f" ({path})" if path else ""
-    hints = {
-        errno.ENOSPC: "the disk is full: free space there, or lower train.keep_last; the last checkpoint is kept",
-        errno.EDQUOT: "the quota is used up: free space there, or lower train.keep_last; the last checkpoint is kept",
-        errno.EROFS: "the file system is read-only: mount it writable and resume; the last checkpoint is kept",
-        errno.EACCES: "no permission to write there: give it and resume; the last checkpoint is kept",
-        errno.EFBIG: "files there may not grow that large (ulimit -f); the last checkpoint is kept",
-    }
-    hint = hints.get(error.errno or 0, "the last checkpoint is kept; resume when the file system works again")
-    return TrainingError(f"{doing} failed: {error.strerror or error}{where}", hint)
+
+def of_the_run(error: BaseException, folder: Path) -> BaseException:
+    """The error itself, or what it means where the run's own folder could not be written."""
+    if not isinstance(error, OSError) or error.errno not in _CURES:
+        return error
+    only_writing_meets_it = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if only_writing_meets_it or str(error.filename).startswith(str(folder)):
+        return as_training_error(error, f"writing to {folder}")
+    return error
 
 

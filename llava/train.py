@@ -73,7 +73,8 @@ def train_job(job: TrainJob) -> None:
     position = Position()
     try:
         train(job, run, position)
-    except BaseException as error:
+    except BaseException as caught:
+        error = failure.of_the_run(caught, run.root)
         logs.end_progress()
         failure.record(error, run, position.done)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -280,7 +281,7 @@ class Trainer:
         if len(self._bad) > allowed:
             some = ", ".join(sorted(self._bad)[:10]) + (" ..." if len(self._bad) > 10 else "")
             raise DataError(
-                f"{len(self._bad)} bad pictures, {allowed} are allowed: {some}",
+                f"bad pictures: {len(self._bad)}, allowed: {allowed}: {some}",
                 "mend or remove them, or raise data.max_bad_images; the last checkpoint is kept",
             )
 

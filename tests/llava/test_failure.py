@@ -126,7 +126,7 @@ def test_a_disk_that_takes_no_error_file_hides_nothing(attempt: Path) -> None:
         (errno.EROFS, "read-only: mount it writable"),
         (errno.EACCES, "no permission to write there"),
         (errno.EDQUOT, "the quota is used up"),
-        (errno.EIO, "resume when the file system works again"),
+        (errno.EIO, "resume when the file system works again; the last checkpoint is kept"),
     ],
 )
 def test_file_system_errors_name_path_and_cure(code: int, cure: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 from pathlib import Path
@@ -33,8 +34,13 @@ UPDATES = 160
 
 
 @pytest.fixture(scope="module")
-def bases(tiny_language: Path, tiny_vision: Path, tiny_records: Path) -> Bases:
-    return Bases(tiny_language, tiny_vision, tiny_records)
+def bases(
+    tiny_language: Path, tiny_vision: Path, tiny_records: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Bases:
+    """The tiny data with one picture missing, so that ranks have to agree on that, too."""
+    data = shutil.copytree(tiny_records, tmp_path_factory.mktemp("ranks") / "data")
+    (data / "images" / "004.png").unlink()
+    return Bases(tiny_language, tiny_vision, data)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +53,8 @@ def two(bases: Bases, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 
 def long_job(bases: Bases, run: Path, **train: Any) -> Any:
-    return make_job(bases, run, max_steps=UPDATES, learning_rate=1e-3, save_every_steps=100, **train)
+    train = {"learning_rate": 1e-3, "save_every_steps": 100, "max_bad_images": 1, **train}
+    return make_job(bases, run, max_steps=UPDATES, **train)
 
 
 def rank_error(run: RunFolder, rank: int) -> dict[str, Any]:
@@ -68,6 +75,16 @@ def test_two_ranks_equal_one_with_dropout(bases: Bases, two: RunFolder, tmp_path
     # The sums of both ranks' gradients round otherwise than one rank's; Adam carries that on.
     for step in range(1, 11):
         assert mine[step] == pytest.approx(theirs[step], rel=2e-5), step
+
+
+def test_a_bad_picture_is_named_once_by_all_ranks_together(bases: Bases, two: RunFolder, tmp_path: Path) -> None:
+    assert [e["path"] for e in events(two, "skipped_image")] == [str(bases.data / "images" / "004.png")]
+    code, output = end(start_ranks(long_job(bases, tmp_path, max_bad_images=0)))
+    assert code == 3, output
+    run = RunFolder(tmp_path)
+    for rank in (0, 1):
+        assert rank_error(run, rank)["message"].startswith("bad pictures: 1, allowed: 0: ")
+        assert rank_error(run, rank)["collective"] is False
 
 
 def test_logs_are_per_rank_with_times_in_utc(two: RunFolder) -> None:

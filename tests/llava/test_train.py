@@ -151,11 +151,11 @@ def test_bad_pictures_are_skipped_named_once_and_limited(bases: Bases, tmp_path:
         e["path"] for e in skipped
     )
 
-    with pytest.raises(DataError, match=r"2 bad pictures, 1 are allowed: .*000.png, .*001.png"):
+    with pytest.raises(DataError, match=r"bad pictures: 2, allowed: 1: .*000.png, .*001.png"):
         train_here(make_job(here, tmp_path / "limited", max_bad_images=1, max_steps=8))
     # What an earlier attempt found counts, even if it saved nothing.
     (data / "images" / "001.png").write_bytes((bases.data / "images" / "001.png").read_bytes())
-    with pytest.raises(DataError, match="2 bad pictures, 1 are allowed"):
+    with pytest.raises(DataError, match="bad pictures: 2, allowed: 1"):
         train_here(make_job(here, tmp_path / "limited", max_bad_images=1, max_steps=8))
 
 
@@ -251,6 +251,27 @@ def test_a_file_that_may_not_grow_stops_the_run(bases: Bases, tmp_path: Path) ->
     assert [p.name for p in run.checkpoints.iterdir()] == ["step-000004"]
     train_here(make_job(bases, tmp_path))
     assert events(run, "resumed")[-1]["step"] == 4
+
+
+def test_metrics_that_may_not_grow_end_the_job_with_code_3(
+    bases: Bases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from llava import train
+
+    monkeypatch.setattr(train, "prepare_process", lambda: None)
+    monkeypatch.setattr(train.LOG, "propagate", True)
+    job = make_job(bases, tmp_path, max_steps=100, save_every_steps=100)
+    interrupt._seen.clear()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, before[1]))
+    try:
+        with pytest.raises(SystemExit) as stop:
+            train.train_job(job)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert stop.value.code == 3
+    assert f"writing to {tmp_path} failed: File too large" in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")

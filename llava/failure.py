@@ -61,7 +61,9 @@ def explain(error: BaseException) -> tuple[str, str]:
             "or use train.strategy: zero2 or zero3"
         )
     if is_collective(error):
-        return message, "another rank ended first; its error says why"
+        # "[/path/pair.cc:545] Read error ...: Connection reset by peer. This is typically ..."
+        short = re.sub(r"^\[[^\]]*\]\s*", "", message).partition(". ")[0]
+        return f"another rank is gone: {short}", "its own error says why"
     return message, ""
 
 

@@ -90,7 +90,8 @@ def test_an_error_raised_on_purpose_has_message_and_hint_and_no_traceback(
 def test_a_peers_death_is_an_echo_and_no_event(attempt: Path, text: str) -> None:
     found = recorded(attempt, RuntimeError(text))
     assert (found["collective"], found["final"], found["exit_code"]) == (True, False, 1)
-    assert found["hint"] == "another rank ended first; its error says why"
+    assert found["message"].startswith("another rank is gone: ")
+    assert "pair.cc" not in found["message"] and found["hint"] == "its own error says why"
     assert not (attempt.parent.parent / "events.jsonl").exists()
 
 

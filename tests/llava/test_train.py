@@ -48,7 +48,7 @@ def whole(bases: Bases, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 @contextmanager
 def asked_after(updates: int, name: str = "SIGTERM") -> Iterator[None]:
     """As if a signal had come while the update after so many ran."""
-    from llava.train import Meter
+    from llava.meter import Meter
 
     count = Meter.count
 

@@ -65,7 +65,7 @@ def _steps_line(stage: Stage) -> str:
         )
     steps = math.ceil(math.ceil(records / train["global_batch"]) * train["epochs"])
     steps = min(steps, train["max_steps"] or steps)
-    return f"{steps:,} steps ({records:,} records, {train['epochs']:g} epochs)"
+    return f"{steps:,} steps ({records:,} records, {train['epochs']:g} epoch{'s' * (train['epochs'] != 1)})"
 
 
 def _records(stage: Stage) -> int | None:

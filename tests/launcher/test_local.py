@@ -171,6 +171,18 @@ def test_more_gpus_than_there_are_is_refused(shell: Shell, recipe: Write) -> Non
     assert not shell.runs.exists()
 
 
+def test_a_python_without_the_runtime_is_refused(shell: Shell, recipe: Write) -> None:
+    bare = shell.folder / "python"
+    bare.write_text("#!/bin/sh\nexit 1\n")
+    bare.chmod(0o755)
+    places = {
+        name: {"backend": "local", "python": path} for name, path in {"gone": "/no/python", "bare": str(bare)}.items()
+    }
+    (shell.folder / "llavajob.yaml").write_text(json.dumps({"profiles": places}))
+    assert "/no/python is not there" in shell("submit", recipe(), "--on", "gone", check=2).err
+    assert "pip install 'llavajob[train]'" in shell("submit", recipe(), "--on", "bare", check=2).err
+
+
 def test_a_pipeline_runs_its_stages_and_resumes_at_the_failed_one(shell: Shell, pipeline: Write) -> None:
     shell("submit", pipeline(), "--name", "pipe", STANDIN_FAIL="shard:1")
     failed = shell.wait("pipe")

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 
 from launcher.backends.base import CANCELLED, ENDED, FAILED, BackendState
 from launcher.backends.local import gpu_queue, processes
@@ -22,6 +23,7 @@ from launcher.plan import Plan
 from launcher.run_folder import ENV_RUN, RunFolder, write_json
 from launcher.store import Run
 
+_EXTRA = "'llavajob[train]'"
 _HELLO_S = 15.0
 """How long a new supervisor may take to write its first state."""
 
@@ -34,10 +36,7 @@ class LocalBackend:
 
     def check(self, plan: Plan) -> list[str]:
         """Find what this machine lacks: the Python that is named, and enough GPUs."""
-        missing = []
-        python = plan.steps[0].command[0] if plan.steps else sys.executable
-        if shutil.which(python) is None:
-            missing.append(f"the profile's python {python} is not there")
+        missing = _lacking_runtime(plan.steps[0].command[0])
         wanted = max((step.gpus_per_node * step.parallel for step in plan.steps), default=0)
         if wanted:
             missing += _lacking_gpus(wanted, gpu_queue.count_gpus() if plan.gpus is None else plan.gpus)
@@ -123,6 +122,19 @@ def _why_dead(state: LocalState, folder: RunFolder) -> str:
 def _kept(state: LocalState, folder: RunFolder) -> str:
     steps = folder.stage(state.stage).checkpoint_steps()
     return f"; the state of step {steps[-1]} is kept" if steps else ""
+
+
+def _lacking_runtime(python: str) -> list[str]:
+    """Say what the Python that is to run the jobs lacks; it is not started when it is this one."""
+    if python == sys.executable:
+        return [] if find_spec("torch") else [f"torch is not installed here: {sys.executable} -m pip install {_EXTRA}"]
+    if shutil.which(python) is None:
+        return [f"the profile's python {python} is not there"]
+    code = "import sys; from importlib.util import find_spec; sys.exit(not (find_spec('torch') and find_spec('llava')))"
+    done = subprocess.run([python, "-c", code], capture_output=True, check=False, timeout=60)
+    return [f"the profile's python {python} lacks the runtime: {python} -m pip install {_EXTRA}"] * bool(
+        done.returncode
+    )
 
 
 def _lacking_gpus(wanted: int, have: int) -> list[str]:

@@ -71,7 +71,13 @@ def start_node(
         logs: whether its ranks write log files of their own; otherwise all goes to the node's log.
     """
     # Threads that wait by spinning take the cores from the other ranks of this machine.
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **step.environment, **(extra or {}), **_environment(step, site, number)}
+    environment = {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        **os.environ,
+        **step.environment,
+        **(extra or {}),
+        **_environment(step, site, number),
+    }
     if not logs:
         environment.pop(ENV_ATTEMPT_DIR)
     if step.gpus_per_node:

@@ -152,5 +152,3 @@ def of_the_run(error: BaseException, folder: Path) -> BaseException:
     if only_writing_meets_it or str(error.filename).startswith(str(folder)):
         return as_training_error(error, f"writing to {folder}")
     return error
-
-

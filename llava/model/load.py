@@ -168,9 +168,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _vision(
-    config: VisionConfig, path: str, dtype: torch.dtype, device: str, seed: int
-) -> tuple[VisionTower, Any]:
+def _vision(config: VisionConfig, path: str, dtype: torch.dtype, device: str, seed: int) -> tuple[VisionTower, Any]:
     processor = load_processor(path)
     quantization = nf4(dtype) if config.quantize == "nf4" else None
     clip = load_vision(config, path, _held_in(config, dtype), quantization, device)

@@ -202,9 +202,7 @@ def test_index_of_nothing_is_an_error_and_leaves_nothing(tmp_path: Path, tiny_la
 
 def test_layout_of_a_micro_batch() -> None:
     picture = np.zeros((3, 4, 4), np.uint8)
-    first = Sample(
-        np.array([1, IMAGE_TOKEN, 5, 6], np.int32), np.array([IGNORE, IGNORE, IGNORE, 6], np.int32), picture
-    )
+    first = Sample(np.array([1, IMAGE_TOKEN, 5, 6], np.int32), np.array([IGNORE, IGNORE, IGNORE, 6], np.int32), picture)
     second = Sample(np.array([1, 7], np.int32), np.array([IGNORE, 7], np.int32))
     batch = collate([first, second], patches=3, side=4)
     # Row 0: 1 i i i 5 6; row 1: 1 7 and four positions of padding.

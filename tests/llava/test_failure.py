@@ -63,7 +63,7 @@ def test_a_bug_keeps_its_traceback_and_may_be_tried_again(attempt: Path) -> None
     found = recorded(attempt, ZeroDivisionError("division by zero"))
     assert (found["exit_code"], found["final"], found["collective"], found["step"]) == (1, False, False, 5)
     assert found["exception"] == "ZeroDivisionError"
-    assert 'raise error\nZeroDivisionError: division by zero' in found["traceback"]
+    assert "raise error\nZeroDivisionError: division by zero" in found["traceback"]
     (event,) = read_lines(attempt.parent.parent / "events.jsonl")
     assert (event["event"], event["rank"], event["message"]) == ("failed", 3, "division by zero")
 

@@ -301,9 +301,7 @@ def test_the_token_index_is_made_once(bases: Bases, whole: RunFolder, monkeypatc
         ({"precision": "fp16"}, "train.precision is fp16, which needs a GPU"),
     ],
 )
-def test_wrong_requests_are_config_errors(
-    bases: Bases, tmp_path: Path, change: dict[str, Any], message: str
-) -> None:
+def test_wrong_requests_are_config_errors(bases: Bases, tmp_path: Path, change: dict[str, Any], message: str) -> None:
     if "model" in change:
         change["model"]["language"] = {"path": str(bases.language)}
     with pytest.raises(ConfigError, match=message):

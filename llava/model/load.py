@@ -37,6 +37,9 @@ FORMAT = 1
 Square = Literal["crop", "pad"]
 
 
+_FORMATS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A model with what belongs to it."""
@@ -49,6 +52,8 @@ class Loaded:
     """How pictures are made square."""
     step: int = 0
     """Updates the weights have had."""
+    dtype: torch.dtype = torch.float32
+    """What frozen weights were held in, and 4-bit ones quantised from."""
 
 
 def build(config: ModelConfig, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> Loaded:
@@ -72,7 +77,7 @@ def build(config: ModelConfig, dtype: torch.dtype, device: str = "cpu", seed: in
         load_projector(projector, config.projector.path)
     projector.requires_grad_(config.projector.tuning == "full")
     model = LlavaModel(vision, projector, language).to(device)
-    return Loaded(model, load_tokenizer(config.language.path), processor, config)
+    return Loaded(model, load_tokenizer(config.language.path), processor, config, dtype=dtype)
 
 
 def load_trained(
@@ -250,6 +255,7 @@ def _write(loaded: Loaded, state: dict[str, Tensor], folder: Path) -> None:
         "vision_layer": config.vision.layer,
         "square": loaded.square,
         "step": loaded.step,
+        "dtype": _FORMATS[loaded.dtype],
         "language": _part(config.language),
         "vision": _part(config.vision),
         "versions": versions(),

@@ -41,7 +41,14 @@ KINDS = [
 ]
 
 
-def train(folder: Path, language: Path, vision: Path, kind: tuple[str, str, str], template: str = "vicuna") -> Path:
+def train(
+    folder: Path,
+    language: Path,
+    vision: Path,
+    kind: tuple[str, str, str],
+    template: str = "vicuna",
+    dtype: torch.dtype = torch.float32,
+) -> Path:
     """A run's model folder, with every trained weight moved off its start."""
     config = ModelConfig.model_validate(
         {
@@ -50,7 +57,7 @@ def train(folder: Path, language: Path, vision: Path, kind: tuple[str, str, str]
             "vision": {"path": str(vision), "tuning": kind[1], "lora": LORA},
         }
     )
-    loaded = build(config, torch.float32, seed=4)
+    loaded = build(config, dtype, seed=4)
     generator = torch.Generator().manual_seed(8)
     state = {
         name: (p.detach() + 0.1 * torch.randn(p.shape, generator=generator)).float()
@@ -128,9 +135,8 @@ def test_adapters_of_a_4_bit_run_also_go_onto_the_original_base(
 def test_a_4_bit_base_is_quantised_from_the_format_that_the_run_names(
     tmp_path: Path, tiny_language: Path, tiny_vision: Path
 ) -> None:
-    source = train(tmp_path / "model", tiny_language, tiny_vision, ("frozen", "frozen", "nf4"))
-    manifest = json.loads((source / "llava.json").read_text())
-    (source / "llava.json").write_text(json.dumps({**manifest, "dtype": "bf16"}))
+    kind = ("frozen", "frozen", "nf4")
+    source = train(tmp_path / "model", tiny_language, tiny_vision, kind, dtype=torch.bfloat16)
     folder = convert(tmp_path / "hf", source=source)
     layer = load_trained(source, torch.bfloat16).model.language.model.layers[0].self_attn.q_proj
     expected = dequantize_4bit(layer.weight.data, layer.weight.quant_state)

@@ -18,8 +18,16 @@ Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Template = Literal[
-    "vicuna", "plain", "llava_v1", "internlm_chat", "internlm2_chat", "llama2_chat", "llama3_chat", "phi3_chat",
-    "chatml", "qwen_chat",
+    "vicuna",
+    "plain",
+    "llava_v1",
+    "internlm_chat",
+    "internlm2_chat",
+    "llama2_chat",
+    "llama3_chat",
+    "phi3_chat",
+    "chatml",
+    "qwen_chat",
 ]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]

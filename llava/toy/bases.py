@@ -182,9 +182,7 @@ def _make_vision(folder: Path, data_folder: Path, seed: int, effort: Effort, sai
     torch.set_num_threads(1)
     processor = build_processor()
     pictures, labels = read_captioned(data_folder, processor)
-    model = train_vision(
-        pictures, labels, seed, effort, lambda step, of, metrics: said.put(("vision", step, metrics))
-    )
+    model = train_vision(pictures, labels, seed, effort, lambda step, of, metrics: said.put(("vision", step, metrics)))
     model.save_pretrained(folder / "vision")
     processor.save_pretrained(folder / "vision")
 
@@ -208,7 +206,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     inner.pre_tokenizer = split
     inner.decoder = decoders.WordPiece(prefix="##", cleanup=True)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>",
+        tokenizer_object=inner,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
         model_max_length=2048,
     )
     # The instruction ends every question; as one token it costs a tiny model no more than it tells.
@@ -229,17 +231,22 @@ def _texts() -> list[str]:
 # Language model
 
 
-def train_language(
-    tokenizer: PreTrainedTokenizerFast, seed: int, effort: Effort, report: Report
-) -> LlamaForCausalLM:
+def train_language(tokenizer: PreTrainedTokenizerFast, seed: int, effort: Effort, report: Report) -> LlamaForCausalLM:
     """A Llama that reads descriptions, repeats them in order, and answers questions about them."""
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=math.ceil(len(tokenizer) / 64) * 64, hidden_size=WIDTH, intermediate_size=2 * WIDTH,
-            num_hidden_layers=LANGUAGE_LAYERS, num_attention_heads=HEADS, max_position_embeddings=2048,
-            initializer_range=WIDTH**-0.5, tie_word_embeddings=False, bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+            vocab_size=math.ceil(len(tokenizer) / 64) * 64,
+            hidden_size=WIDTH,
+            intermediate_size=2 * WIDTH,
+            num_hidden_layers=LANGUAGE_LAYERS,
+            num_attention_heads=HEADS,
+            max_position_embeddings=2048,
+            initializer_range=WIDTH**-0.5,
+            tie_word_embeddings=False,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
         )
     )
     rng = random.Random(f"{seed}/reading")
@@ -302,9 +309,7 @@ def read_captioned(data_folder: Path, processor: CLIPImageProcessorPil) -> tuple
     return torch.stack(pictures), torch.tensor(labels)
 
 
-def train_vision(
-    pictures: Tensor, labels: Tensor, seed: int, effort: Effort, report: Report
-) -> CLIPVisionModel:
+def train_vision(pictures: Tensor, labels: Tensor, seed: int, effort: Effort, report: Report) -> CLIPVisionModel:
     """A CLIP tower that tells the words of a picture's caption.
 
     Words of captions as classes, instead of whole captions against each other, are the quicker way to a tower
@@ -314,8 +319,12 @@ def train_vision(
     torch.manual_seed(seed)
     model = CLIPVisionModel(
         CLIPVisionConfig(
-            hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=VISION_LAYERS, num_attention_heads=HEADS,
-            image_size=SIDE, patch_size=PATCH,
+            hidden_size=WIDTH,
+            intermediate_size=2 * WIDTH,
+            num_hidden_layers=VISION_LAYERS,
+            num_attention_heads=HEADS,
+            image_size=SIDE,
+            patch_size=PATCH,
         )
     )
     for weight in model.parameters():
@@ -342,7 +351,10 @@ def train_vision(
 
 
 def _optimise(
-    named: list[tuple[str, nn.Parameter]], loss: Callable[[], tuple[Tensor, float]], steps: int, name: str,
+    named: list[tuple[str, nn.Parameter]],
+    loss: Callable[[], tuple[Tensor, float]],
+    steps: int,
+    name: str,
     report: Report,
 ) -> None:
     """Muon for the layers' matrices, AdamW for the rest; the rate falls to zero over the second half."""

@@ -48,16 +48,35 @@ SMOOTH = 2
 QUALITY = 90
 """JPEG quality; the colour channels are kept at full resolution, because the shapes are small."""
 COLUMNS = (
-    "index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image", "source", "l2-category", "comment",
+    "index",
+    "question",
+    "hint",
+    "A",
+    "B",
+    "C",
+    "D",
+    "answer",
+    "category",
+    "image",
+    "source",
+    "l2-category",
+    "comment",
     "split",
 )
 PASS = 1_000_000
 """MMBench's distance between the index of a question and that of its next circular copy."""
 
 RGB = {
-    "red": (220, 30, 30), "green": (30, 160, 50), "blue": (40, 70, 230), "yellow": (245, 220, 30),
-    "purple": (140, 40, 170), "orange": (250, 140, 20),
-    "white": (250, 250, 250), "black": (15, 15, 15), "grey": (135, 135, 135), "brown": (105, 65, 35),
+    "red": (220, 30, 30),
+    "green": (30, 160, 50),
+    "blue": (40, 70, 230),
+    "yellow": (245, 220, 30),
+    "purple": (140, 40, 170),
+    "orange": (250, 140, 20),
+    "white": (250, 250, 250),
+    "black": (15, 15, 15),
+    "grey": (135, 135, 135),
+    "brown": (105, 65, 35),
     "pink": (255, 185, 205),
 }
 OUTLINES = {
@@ -65,11 +84,29 @@ OUTLINES = {
     "triangle": ((0, -1), (0.95, 0.8), (-0.95, 0.8)),
     "diamond": ((0, -1.1), (0.7, 0), (0, 1.1), (-0.7, 0)),
     "cross": (
-        (-0.3, -1), (0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3), (0.3, 1), (-0.3, 1), (-0.3, 0.3),
-        (-1, 0.3), (-1, -0.3), (-0.3, -0.3),
+        (-0.3, -1),
+        (0.3, -1),
+        (0.3, -0.3),
+        (1, -0.3),
+        (1, 0.3),
+        (0.3, 0.3),
+        (0.3, 1),
+        (-0.3, 1),
+        (-0.3, 0.3),
+        (-1, 0.3),
+        (-1, -0.3),
+        (-0.3, -0.3),
     ),
     "star": (
-        (0, -1.05), (0.25, -0.35), (1, -0.3), (0.4, 0.15), (0.6, 0.9), (0, 0.5), (-0.6, 0.9), (-0.4, 0.15), (-1, -0.3),
+        (0, -1.05),
+        (0.25, -0.35),
+        (1, -0.3),
+        (0.4, 0.15),
+        (0.6, 0.9),
+        (0, 0.5),
+        (-0.6, 0.9),
+        (-0.4, 0.15),
+        (-1, -0.3),
         (-0.25, -0.35),
     ),
 }
@@ -197,9 +234,17 @@ def dev_rows(seed: int, questions: int, seen: set[Scene]) -> list[dict[str, str]
 def _row(index: int, shift: int, question: Question, image: str) -> dict[str, str]:
     family: Family = question.family
     return {
-        "index": str(index + shift * PASS), "question": family.question, "hint": family.hint,
-        **dict(zip(LETTERS, question.options, strict=True)), "answer": question.letter, "category": family.category,
-        "image": image, "source": "drawn", "l2-category": family.l2_category, "comment": family.name, "split": "dev",
+        "index": str(index + shift * PASS),
+        "question": family.question,
+        "hint": family.hint,
+        **dict(zip(LETTERS, question.options, strict=True)),
+        "answer": question.letter,
+        "category": family.category,
+        "image": image,
+        "source": "drawn",
+        "l2-category": family.l2_category,
+        "comment": family.name,
+        "split": "dev",
     }
 
 

@@ -41,8 +41,12 @@ class Scene:
 def draw_scene(rng: random.Random) -> Scene:
     """A scene whose parts are independent of each other, so that no part can be told from another one."""
     return Scene(
-        shape=rng.choice(SHAPES), colour=rng.choice(COLOURS), ground=rng.choice(GROUNDS), place=rng.choice(PLACES),
-        count=rng.randint(1, 4), word=rng.choice(WORDS),
+        shape=rng.choice(SHAPES),
+        colour=rng.choice(COLOURS),
+        ground=rng.choice(GROUNDS),
+        place=rng.choice(PLACES),
+        count=rng.randint(1, 4),
+        word=rng.choice(WORDS),
     )
 
 
@@ -69,14 +73,33 @@ FAMILIES = (
     Family("ground", "image_scene", COARSE, "What colour is the background?", GROUNDS, lambda s: s.ground),
     Family("colour", "attribute_recognition", INSTANCE, "What colour are the shapes?", COLOURS, lambda s: s.colour),
     Family("shape", "attribute_recognition", INSTANCE, "Which shape is drawn?", SHAPES, lambda s: s.shape),
-    Family("count", "object_localization", INSTANCE, "How many shapes are there?", NUMBERS[:4],
-           lambda s: NUMBERS[s.count - 1]),
+    Family(
+        "count",
+        "object_localization",
+        INSTANCE,
+        "How many shapes are there?",
+        NUMBERS[:4],
+        lambda s: NUMBERS[s.count - 1],
+    ),
     Family("place", "object_localization", INSTANCE, "Where are the shapes?", PLACES, lambda s: s.place),
     Family("word", "ocr", INSTANCE, "Which word is written?", WORDS, lambda s: s.word),
-    Family("side", "spatial_relationship", CROSS, "Where is the word, seen from the shapes?", SEEN_FROM,
-           lambda s: SEEN_FROM[PLACES.index(s.place) ^ 1]),
-    Family("more", "future_prediction", LOGIC, "How many shapes are there then?", NUMBERS[1:],
-           lambda s: NUMBERS[s.count], hint="One more shape is drawn."),
+    Family(
+        "side",
+        "spatial_relationship",
+        CROSS,
+        "Where is the word, seen from the shapes?",
+        SEEN_FROM,
+        lambda s: SEEN_FROM[PLACES.index(s.place) ^ 1],
+    ),
+    Family(
+        "more",
+        "future_prediction",
+        LOGIC,
+        "How many shapes are there then?",
+        NUMBERS[1:],
+        lambda s: NUMBERS[s.count],
+        hint="One more shape is drawn.",
+    ),
 )
 
 

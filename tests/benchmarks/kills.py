@@ -107,27 +107,30 @@ def hit_training(kills: int, world: Path, runs: Path, rng: random.Random) -> Non
 def hit_evaluation(kills: int, world: Path, runs: Path, rng: random.Random) -> None:
     """Hit the shards of one evaluation and count its rows."""
     model = build_llava(world / "llava", world / "language", world / "vision")
-    data = write_tsv(world / "rows.tsv", some_rows(600))
+    data = write_tsv(world / "rows.tsv", some_rows(1500))
     values: dict[str, Any] = {
         "kind": "eval",
         "resources": {"nodes": 2},
         "environment": PLACE,
-        "eval": {"model": str(model), "data": str(data), "template": "vicuna", "batch": 4, "max_new_tokens": 24},
+        "eval": {"model": str(model), "data": str(data), "template": "vicuna", "batch": 1, "max_new_tokens": 120},
     }
     recipe = str(write_recipe(world / "rows.yaml", values))
     call("submit", recipe, "--name", "rows-whole")
     wait("rows-whole", *ENDED)
     call("submit", recipe, "--name", "rows-hit")
-    folder, hits, lost = runs / "rows-hit", Counter[str](), 0
+    folder, hits = runs / "rows-hit", Counter[str]()
     for number in range(kills):
-        while not processes(folder, "shard") and status("rows-hit")["state"] not in ENDED:
+        before = status("rows-hit").get("step") or 0
+        while (seen := status("rows-hit"))["state"] not in ENDED and (seen["step"] or 0) <= before:
             time.sleep(0.1)
-        time.sleep(rng.uniform(2.0, 6.0))
+        time.sleep(rng.uniform(0, 1.0))
         kind = ("shard", "shard", "supervisor")[number % 3]
         victims = processes(folder, kind)
-        if victims:
-            rng.choice(victims).send_signal(signal.SIGKILL)
-            hits[kind] += 1
+        if seen["state"] in ENDED or not victims:
+            break
+        rng.choice(victims).send_signal(signal.SIGKILL)
+        hits[kind] += 1
+        print(f"kill {number + 1}: {kind} at about row {seen['step']}", flush=True)
         wait("rows-hit", *ENDED)
         resume_when_dead("rows-hit", folder)
     end = wait("rows-hit", *ENDED)

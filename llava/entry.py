@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 from llava import config, failure, interrupt, logs
 from llava.config import ConvertJob, EvalJob, ToyJob, TrainJob
 from llava.errors import EXIT_DONE, ConfigError, Interrupted, LlavaError
-from llava.run_folder import RunFolder
+from llava.run_folder import ENV_RUN, RunFolder
 
 AJob = TypeVar("AJob", TrainJob, ConvertJob, EvalJob, ToyJob)
 OnSignal = Literal["remember", "stop", "default"]
@@ -59,6 +59,8 @@ def prepare(rank: int, on_signal: OnSignal) -> None:
     # Idle OpenMP threads otherwise spin: on shared cores a tiny model was seen to take 100 times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logs.start(rank)
+    if ENV_RUN in os.environ and on_signal != "default":  # whoever launched it is to know how it ends, or it ends
+        interrupt.die_with_parent(signal.SIGTERM)
     if on_signal == "remember":
         interrupt.install()
     elif on_signal == "stop":

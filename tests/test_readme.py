@@ -1,0 +1,55 @@
+"""The README speaks the truth: its commands exist, with the options it names, and its setup is what CI runs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = sorted(set(re.findall(r"(?:^\$ |`|bin/)((?:llavajob|llava) [a-z|\\]+[^`\n]*)", README, re.MULTILINE)))
+MODULES = {"llavajob": "launcher", "llava": "llava"}
+
+
+@cache
+def help_text(program: str, verb: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", MODULES[program], verb, "--help"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{program} {verb} is no command"
+    return done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_and_their_options_exist(command: str) -> None:
+    program, verbs, *rest = command.replace("\\", "").split()
+    options = {re.match(r"--[a-z-]+", word.lstrip("["))[0] for word in rest if word.lstrip("[").startswith("--")}  # type: ignore[index]
+    for verb in verbs.split("|"):
+        shown = help_text(program, verb)
+        assert not [option for option in options if option not in shown], command
+
+
+def test_the_readme_names_every_command() -> None:
+    listed = subprocess.run([sys.executable, "-m", "launcher", "--help"], capture_output=True, text=True, check=True)
+    verbs = set(re.findall(r"^│ ([a-z]+) ", listed.stdout, re.MULTILINE))
+    assert len(verbs) >= 9
+    assert verbs <= {verb for command in COMMANDS for verb in command.split()[1].split("|")}
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    blocks = re.findall(r"```bash\n(.*?)\n```", README, re.DOTALL)
+    first, second = blocks[0], blocks[1]
+    assert first.endswith(".venv/bin/llavajob submit quickstart --nodes 2 --follow")
+    script = (ROOT / ".ci/run").read_text()
+    for word in second.replace(".venv/bin/", "").split(" && ")[1:]:
+        assert word in script
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target

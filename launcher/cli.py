@@ -280,6 +280,11 @@ def main() -> None:
     except LauncherError as error:
         console.fail(error.message, error.hint)
         sys.exit(error.exit_code)
+    except OSError as error:
+        # A full disk, a folder that was taken away: nothing that a traceback would explain better.
+        where = f" ({error.filename})" if error.filename else ""
+        console.fail(f"{error.strerror or error}{where}")
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from launcher.backends.base import ENDED, SUCCEEDED, BackendState, get_backend
-from launcher.errors import RequestError
+from launcher.errors import LauncherError, RequestError
 from launcher.inputs import Missing, find_missing, make_absolute
 from launcher.origin import code_diff, describe_origin
 from launcher.plan import Plan, make_plan
@@ -87,13 +88,21 @@ def submit(prepared: Prepared) -> tuple[Run, list[str]]:
         **describe_origin(),
         "submissions": [],
     }
-    diff = code_diff()
-    if diff:
-        write_aside(folder.code_diff, diff)
+    try:
+        diff = code_diff()
+        if diff:
+            write_aside(folder.code_diff, diff)
+        _write(Run(folder, record), prepared)
+    except OSError as error:
+        # Half a run is none; its name stays free.
+        shutil.rmtree(folder.root, ignore_errors=True)
+        hint = "Make room there, or set LLAVAJOB_RUNS to another folder."
+        raise LauncherError(f"cannot write the run's folder {folder.root}: {error.strerror}", hint) from None
     return _send(Run(folder, record), prepared)
 
 
-def _send(run: Run, prepared: Prepared) -> tuple[Run, list[str]]:
+def _write(run: Run, prepared: Prepared) -> None:
+    """Write all that a submission sends, the record last."""
     attempt = max(run.folder.attempt_numbers(), default=-1) + 1
     for path, values in prepared.plan.configs.items():
         write_aside(Path(path), dump(values))
@@ -101,9 +110,12 @@ def _send(run: Run, prepared: Prepared) -> tuple[Run, list[str]]:
     run.record["recipe_tree"] = prepared.recipe.tree.values
     run.record["origins"] = {".".join(key): origin for key, origin in prepared.recipe.tree.origins.items() if key}
     run.record["values"] = {stage.name: stage.tree.values for stage in prepared.stages}
-    entry: dict[str, Any] = {"time": now(), "attempt": attempt, "job_ids": []}
-    run.record["submissions"].append(entry)
+    run.record["submissions"].append({"time": now(), "attempt": attempt, "job_ids": []})
     save(run)
+
+
+def _send(run: Run, prepared: Prepared) -> tuple[Run, list[str]]:
+    entry: dict[str, Any] = run.record["submissions"][-1]
     entry["job_ids"] = get_backend(prepared.profile.backend).submit(run, prepared.rendered)
     save(run)
     return run, entry["job_ids"]
@@ -129,6 +141,7 @@ def resume(name: str | None, overrides: Sequence[Override]) -> tuple[Run, list[s
     prepared = _prepare(recipe, profile, run.folder)
     prepared.require_inputs()
     run.folder.cancel_request.unlink(missing_ok=True)
+    _write(run, prepared)
     return _send(run, prepared)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import LauncherError, RequestError, RunNotFound, nearest
+from launcher.errors import RequestError, RunNotFound, nearest
 from launcher.run_folder import RunFolder, read_json, write_json
 
 LONGEST_NAME = 50
@@ -138,15 +138,8 @@ def latest_finished(roots: Iterable[Path], recipe: str) -> str | None:
 
 
 def save(run: Run) -> None:
-    """Write a run's record.
-
-    Raises:
-        LauncherError: the folder cannot be written to.
-    """
-    try:
-        write_json(run.folder.record, run.record)
-    except OSError as error:
-        raise LauncherError(f"cannot write {run.folder.record}: {error.strerror}") from None
+    """Write a run's record."""
+    write_json(run.folder.record, run.record)
 
 
 def now() -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 
 import pytest
@@ -131,3 +132,11 @@ def test_a_runs_root_that_cannot_be_written_is_said(shell: Shell, recipe: Write)
 
 def test_version(shell: Shell) -> None:
     assert shell("--version").out.startswith("llavajob ")
+
+
+def test_a_full_disk_leaves_no_half_run(shell: Shell, recipe: Write) -> None:
+    words = [*shell.command, "submit", recipe(), "--name", "full"]
+    limited = ["bash", "-c", 'ulimit -f 0; exec "$@"', "bash", *words]
+    done = subprocess.run(limited, capture_output=True, text=True, cwd=shell.folder, check=False)
+    assert done.returncode == 1 and "cannot write the run's folder" in done.stderr and "LLAVAJOB_RUNS" in done.stderr
+    assert "Traceback" not in done.stderr and not (shell.runs / "full").exists()

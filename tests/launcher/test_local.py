@@ -71,6 +71,15 @@ def test_cancel_ends_what_ignores_sigterm(shell: Shell, recipe: Write) -> None:
     assert shell.status("deaf")["state"] == "CANCELLED"
 
 
+def test_cancel_ends_a_supervisor_that_hangs(shell: Shell, recipe: Write) -> None:
+    shell("submit", recipe(), "--name", "hung", STANDIN_STEPS="1000")
+    shell.wait_step("hung", 2)
+    os.kill(shell.supervisor("hung"), signal.SIGSTOP)
+    shell("cancel", "hung")
+    assert shell.left("hung") == []
+    assert shell.status("hung")["state"] == "CANCELLED"
+
+
 def test_resume_goes_on_as_a_new_attempt_with_other_nodes(shell: Shell, recipe: Write) -> None:
     shell("submit", recipe(), "--name", "cut", STANDIN_STEPS="1000")
     shell.wait_step("cut", 3)

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 
 from launcher.backends.base import CANCELLED, ENDED, FAILED, BackendState
 from launcher.backends.local import gpu_queue, processes
-from launcher.backends.local.render import render
+from launcher.backends.local.render import parse, render
 from launcher.backends.local.state import LocalState, load_state
 from launcher.errors import BackendError
 from launcher.plan import Plan
@@ -83,8 +83,10 @@ class LocalBackend:
         write_json(run.folder.cancel_request, {"by": who, "time": time.time()})
         if _supervised(state):
             _tell(state.pid)
-            while _supervised(state):
+            deadline = time.monotonic() + _longest_grace(run) + _HELLO_S
+            while _supervised(state) and time.monotonic() < deadline:
                 time.sleep(0.05)
+        # A supervisor that is still there by now hangs; it carries the mark and goes with the rest.
         processes.end_all(run.folder.root, 10.0)
         return self._settle(run.folder, who)
 
@@ -95,6 +97,11 @@ class LocalBackend:
             state.reason = f"cancelled by {who}{_kept(state, folder)}"
             state.save(folder)
         return state.shown()
+
+
+def _longest_grace(run: Run) -> float:
+    rendered = run.folder.rendered(run.record["submissions"][-1]["attempt"])
+    return float(max(step.grace_s for step in parse(rendered.read_text(encoding="utf-8")).steps))
 
 
 def _supervised(state: LocalState) -> bool:

@@ -118,7 +118,9 @@ def train(job: TrainJob, run: RunFolder, position: Position) -> None:
     total = schedule.total_steps(job.train.epochs, job.train.max_steps)
     if world.rank == 0:
         run.add_event("started", world_size=world.size, nodes=world.nodes, total_steps=total, trainable=sizes)
-        LOG.info("%s ranks, %s updates of %s samples, trains %s", world.size, total, job.train.global_batch, sizes)
+        trains = ", ".join(f"{size:,} of {part}" for part, size in sizes.items())
+        LOG.info("world size %s, %s updates of %s samples", world.size, total, job.train.global_batch)
+        LOG.info("trains %s", trains)
 
     # Where it stands
     trainer = Trainer(job, run, world, strategy, schedule, total)
@@ -204,7 +206,7 @@ def shared_index(job: TrainJob, loaded: Loaded, world: World, run: RunFolder) ->
     if index.has_image.any() and not Path(job.data.images).is_dir():
         raise ConfigError(f"data.images: folder not found: {job.data.images}")
     if world.rank == 0:
-        LOG.info("records: %s", index.counts)
+        LOG.info("%s", index.counts)
     return index
 
 

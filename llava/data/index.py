@@ -49,6 +49,10 @@ class Counts:
     truncated: int = 0
     """Kept, but cut off on the right."""
 
+    def __str__(self) -> str:
+        dropped = f"{self.empty:,} without an answer and {self.unlearned:,} cut before it are left out"
+        return f"{self.samples:,} of {self.records:,} records to learn from; {dropped}; {self.truncated:,} are cut"
+
 
 class TokenIndex:
     """The samples of a finished index folder; its arrays stay on disk until they are read."""

@@ -109,12 +109,12 @@ def _result(run: Run, quiet_stdout: bool = False) -> int:
 def _bars(run: Run) -> None:
     """Show one progress bar per step until the run ends."""
     from rich.console import Console
-    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn
     from rich.progress import Progress as Bars
 
     layout = (
         SpinnerColumn(finished_text="+"), TextColumn("{task.description}"), BarColumn(),
-        TextColumn("{task.fields[words]}"), TimeElapsedColumn(),
+        TextColumn("{task.fields[words]}"), TextColumn("{task.fields[took]}"),
     )  # fmt: skip
     with Bars(*layout, console=Console(stderr=True)) as bars:
         tasks: dict[str, Any] = {}
@@ -130,15 +130,12 @@ def _update(bars: Any, tasks: dict[str, Any], status: RunStatus, run: Run) -> No
     progress = stage_progress(run, status.stages)
     for step in status.stages:
         if step.name not in tasks:
-            tasks[step.name] = bars.add_task(step.name, total=None, start=False, words="")
-        task = tasks[step.name]
-        if step.started:
-            bars.start_task(task) if not bars.tasks[task].started else None
+            tasks[step.name] = bars.add_task(step.name, total=None, words="", took="")
         done, words = _bar_words(step.state, progress[step.stage], step.name.endswith("-merge"))
         total = None if step.state not in ENDED and done is None else 1.0
-        bars.update(task, total=total, completed=1.0 if step.state == SUCCEEDED else done or 0.0, words=words)
-        if step.state in ENDED:
-            bars.stop_task(task)
+        completed = 1.0 if step.state == SUCCEEDED else done or 0.0
+        took = in_words((step.ended or time.time()) - step.started) if step.started else ""
+        bars.update(tasks[step.name], total=total, completed=completed, words=words, took=took)
     if status.reason:
         bars.console.print(status.reason) if tasks.get("reason") != status.reason else None
         tasks["reason"] = status.reason

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pty
 import subprocess
 from collections.abc import Callable
 
@@ -140,3 +143,19 @@ def test_a_full_disk_leaves_no_half_run(shell: Shell, recipe: Write) -> None:
     done = subprocess.run(limited, capture_output=True, text=True, cwd=shell.folder, check=False)
     assert done.returncode == 1 and "cannot write the run's folder" in done.stderr and "LLAVAJOB_RUNS" in done.stderr
     assert "Traceback" not in done.stderr and not (shell.runs / "full").exists()
+
+
+def test_a_terminal_gets_progress_bars(shell: Shell, recipe: Write) -> None:
+    """Under a pseudo-terminal: one bar a step with its state and time, and the words of the end below."""
+    ours, theirs = pty.openpty()
+    command = [*shell.command, "submit", recipe(), "--name", "seen", "--follow"]
+    child = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=shell.folder)
+    os.close(theirs)
+    shown = ""
+    with contextlib.suppress(OSError):  # the end of a pseudo-terminal is an error
+        while data := os.read(ours, 65536):
+            shown += data.decode(errors="replace")
+    os.close(ours)
+    assert child.wait(timeout=30) == 0
+    assert "\x1b[" in shown and "5/5" in shown and "seen succeeded in" in shown
+    assert "INFO step" not in shown, "bars instead of log lines"

@@ -85,6 +85,11 @@ class Shell:
         mark = str(self.runs / run)
         return [" ".join(p.cmdline()) for p in psutil.process_iter() if _mark(p) == mark]
 
+    def agents(self, run: str) -> list[int]:
+        """Process ids of a run's agents."""
+        mark = str(self.runs / run)
+        return [p.pid for p in psutil.process_iter() if _mark(p) == mark and "llava.agent" in p.cmdline()]
+
     def supervisor(self, run: str) -> int:
         return int(json.loads((self.runs / run / "state.json").read_text())["pid"])
 

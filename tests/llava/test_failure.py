@@ -114,10 +114,11 @@ def test_an_interrupted_rank_has_not_failed(attempt: Path) -> None:
     assert failure.exit_code(Interrupted("")) == 175
 
 
-def test_a_disk_that_takes_no_error_file_hides_nothing(attempt: Path) -> None:
+def test_a_disk_that_takes_no_error_file_hides_nothing(attempt: Path, caplog: pytest.LogCaptureFixture) -> None:
     attempt.parent.mkdir(parents=True)
     attempt.write_text("a file where the folder should be")
     failure.record(ValueError("what went wrong"), None)
+    assert "what went wrong" in caplog.text
 
 
 @pytest.mark.parametrize(

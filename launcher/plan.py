@@ -13,20 +13,20 @@ from launcher.recipe import Stage
 from launcher.recipe_schema import LAUNCHER_KEYS
 from launcher.run_folder import RunFolder
 
-StepKind = Literal["gang", "array", "task"]
+StepKind = Literal["gang", "array", "task", "merge"]
 SHARD = "{shard}"
 """Stands in an array step's command for the member's number, which each scheduler gives at start."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One thing a scheduler starts: a gang of nodes, an array of independent shards, or a single task."""
+    """One thing a scheduler starts: a gang of nodes, an array of shards, a single task, or the merge of an array."""
 
     name: str
     stage: str
     kind: StepKind
     nodes: int
-    """Nodes of a gang; members of an array; 1 for a task."""
+    """Nodes of a gang; members of an array; 1 for a task or a merge."""
     processes_per_node: int
     gpus_per_node: int
     parallel: int
@@ -143,7 +143,7 @@ def _steps(stage: Stage, python: str, environment: dict[str, str]) -> list[Step]
         return [_gang(name, resources, processes_per_node(stage), command, shared)]
     if stage.kind == "eval":
         return _eval_steps(name, stage, (python, "-m", "llava.mmbench", "--config", config), shared)
-    return [_task(name, (python, "-m", f"llava.{stage.kind}", "--config", config), 0, shared)]
+    return [_single("task", name, (python, "-m", f"llava.{stage.kind}", "--config", config), shared)]
 
 
 def _gang(
@@ -156,9 +156,10 @@ def _gang(
     )  # fmt: skip
 
 
-def _task(name: str, command: tuple[str, ...], gpus: int, shared: dict[str, Any]) -> Step:
+def _single(kind: StepKind, name: str, command: tuple[str, ...], shared: dict[str, Any]) -> Step:
+    """One process without a GPU."""
     return Step(
-        name=name, kind="task", nodes=1, processes_per_node=1, parallel=1, gpus_per_node=gpus, command=command, **shared
+        name=name, kind=kind, nodes=1, processes_per_node=1, parallel=1, gpus_per_node=0, command=command, **shared
     )
 
 
@@ -169,4 +170,4 @@ def _eval_steps(name: str, stage: Stage, command: tuple[str, ...], shared: dict[
         name=name, kind="array", nodes=shards, processes_per_node=1, gpus_per_node=gpus,
         parallel=min(shards, world_size(stage)), command=(*command, "--shard", SHARD), **shared,
     )  # fmt: skip
-    return [array, _task(f"{name}-merge", (*command, "--merge"), 0, shared)]
+    return [array, _single("merge", f"{name}-merge", (*command, "--merge"), shared)]

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.backends.base import ENDED, FAILED, REQUEUED, RUNNING, STARTING, BackendState, StepState, get_backend
+from launcher.backends.base import ENDED, FAILED, RUNNING, STARTING, BackendState, StepState, get_backend
 from launcher.failure import Failure, first_failure
 from launcher.progress import Progress, read_progress
 from launcher.run_folder import RunFolder
@@ -87,10 +87,8 @@ def _status(run: Run, state: BackendState) -> RunStatus:
 
 def _refined(state: BackendState, stage: RunFolder) -> str:
     """A scheduler calls a job running from its first process on; for a person it runs from its first sign of work."""
-    if state.state not in (RUNNING, REQUEUED) or not state.steps:
+    if state.state != RUNNING or not state.steps:
         return state.state
-    if state.state == REQUEUED:
-        return REQUEUED
     logs = stage.attempt(state.attempt).glob("*.log")
     return RUNNING if any(path.stat().st_size for path in logs) else STARTING
 

@@ -131,7 +131,7 @@ def _update(bars: Any, tasks: dict[str, Any], status: RunStatus, run: Run) -> No
     for step in status.stages:
         if step.name not in tasks:
             tasks[step.name] = bars.add_task(step.name, total=None, words="", took="")
-        done, words = _bar_words(step.state, progress[step.stage], step.name.endswith("-merge"))
+        done, words = _bar_words(step.state, progress[step.stage], step.kind == "merge")
         total = None if step.state not in ENDED and done is None else 1.0
         completed = 1.0 if step.state == SUCCEEDED else done or 0.0
         took = in_words((step.ended or time.time()) - step.started) if step.started else ""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from launcher.plan import Plan
+from launcher.plan import Plan, StepKind
 from launcher.store import Run
 
 PENDING, STARTING, RUNNING, REQUEUED = "PENDING", "STARTING", "RUNNING", "REQUEUED"
@@ -16,13 +16,14 @@ STATES = (PENDING, STARTING, RUNNING, REQUEUED, SUCCEEDED, FAILED, CANCELLED, UN
 ENDED = frozenset({SUCCEEDED, FAILED, CANCELLED})
 
 
-@dataclass(frozen=True)
+@dataclass
 class StepState:
     """Where one step of a run is."""
 
     name: str
     stage: str
-    state: str
+    kind: StepKind
+    state: str = PENDING
     attempt: int = 0
     started: float | None = None
     ended: float | None = None

@@ -289,8 +289,10 @@ def test_a_folder_without_permission_stops_the_run(bases: Bases, tmp_path: Path)
 def test_the_token_index_is_made_once(bases: Bases, whole: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     from llava.data import index
 
-    monkeypatch.setattr(index, "read_records", lambda path: pytest.fail("records were read again"))
+    read: list[object] = []
+    monkeypatch.setattr(index, "read_records", read.append)
     train_here(make_job(bases, whole.root))
+    assert read == [], "records were read again"
 
 
 @pytest.mark.parametrize(

@@ -40,10 +40,9 @@ class Attempt:
     def run(self) -> Ending:
         """Start everything and wait for the end. Whatever check_stop raises passes through."""
         try:
-            ending = self._gang() if self.step.kind == "gang" else self._members()
+            return self._gang() if self.step.kind == "gang" else self._members()
         except OSError as error:
             return Ending("final", f"cannot start {error.filename or self.step.command[0]}: {error.strerror}")
-        return ending
 
     def end_nodes(self) -> None:
         """Ask every process to save and leave; kill what is left after the grace."""
@@ -74,8 +73,7 @@ class Attempt:
         return self._judge()
 
     def _start_member(self, number: int, gpus: list[str]) -> Node:
-        merge = self.step.name.endswith("-merge")
-        node = start_node(self.step, self.site, number, gpus, logs=not merge)
+        node = start_node(self.step, self.site, number, gpus, logs=self.step.kind != "merge")
         self.nodes.append(node)
         return node
 
@@ -127,7 +125,7 @@ class Attempt:
         bad = [(node.number, code) for node, code in zip(self.nodes, codes, strict=True) if code != 0]
         if not bad:
             return Ending("done")
-        what = {"gang": "node", "array": "shard", "task": "task"}[self.step.kind]
+        what = {"gang": "node", "array": "shard", "task": "task", "merge": "task"}[self.step.kind]
         worst = next((b for b in bad if b[1] != EXIT_INTERRUPTED), bad[0])
         reason = f"{what} {worst[0]}: {decode_exit(worst[1])}"
         if any(code in (EXIT_BAD_REQUEST, EXIT_FINAL) for _, code in bad):

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 
 from launcher.backends.base import CANCELLED, ENDED, FAILED, BackendState
 from launcher.backends.local import gpu_queue, processes
-from launcher.backends.local.render import parse, render
+from launcher.backends.local.render import load_plan, render
 from launcher.backends.local.state import LocalState, load_state
 from launcher.errors import BackendError
 from launcher.plan import Plan
@@ -39,12 +39,13 @@ class LocalBackend:
         missing = _lacking_runtime(plan.steps[0].command[0])
         wanted = max((step.gpus_per_node * step.parallel for step in plan.steps), default=0)
         if wanted:
-            missing += _lacking_gpus(wanted, gpu_queue.count_gpus() if plan.gpus is None else plan.gpus)
+            missing += _lacking_gpus(wanted, gpu_queue.total_gpus(plan.gpus))
         return missing
 
     def submit(self, run: Run, rendered: str) -> list[str]:
         """Start the supervisor, detached, and wait for its first sign."""
-        LocalState().save(run.folder) if not run.folder.state.exists() else None
+        if not run.folder.state.exists():
+            LocalState().save(run.folder)
         previous = load_state(run.folder).pid
         with (run.folder.root / "supervisor.log").open("ab") as log:
             process = subprocess.Popen(
@@ -83,7 +84,8 @@ class LocalBackend:
         write_json(run.folder.cancel_request, {"by": who, "time": time.time()})
         if _supervised(state):
             _tell(state.pid)
-            deadline = time.monotonic() + _longest_grace(run) + _HELLO_S
+            longest_grace_s = max(step.grace_s for step in load_plan(run.folder).steps)
+            deadline = time.monotonic() + longest_grace_s + _HELLO_S
             while _supervised(state) and time.monotonic() < deadline:
                 time.sleep(0.05)
         # A supervisor that is still there by now hangs; it carries the mark and goes with the rest.
@@ -97,11 +99,6 @@ class LocalBackend:
             state.reason = f"cancelled by {who}{_kept(state, folder)}"
             state.save(folder)
         return state.shown()
-
-
-def _longest_grace(run: Run) -> float:
-    rendered = run.folder.rendered(run.record["submissions"][-1]["attempt"])
-    return float(max(step.grace_s for step in parse(rendered.read_text(encoding="utf-8")).steps))
 
 
 def _supervised(state: LocalState) -> bool:
@@ -137,11 +134,10 @@ def _lacking_runtime(python: str) -> list[str]:
         return [] if find_spec("torch") else [f"torch is not installed here: {sys.executable} -m pip install {_EXTRA}"]
     if shutil.which(python) is None:
         return [f"the profile's python {python} is not there"]
-    code = "import sys; from importlib.util import find_spec; sys.exit(not (find_spec('torch') and find_spec('llava')))"
-    done = subprocess.run([python, "-c", code], capture_output=True, check=False, timeout=60)
-    return [f"the profile's python {python} lacks the runtime: {python} -m pip install {_EXTRA}"] * bool(
-        done.returncode
-    )
+    code = "import sys; from importlib.util import find_spec as has; sys.exit(not (has('torch') and has('llava')))"
+    if subprocess.run([python, "-c", code], capture_output=True, check=False, timeout=60).returncode == 0:
+        return []
+    return [f"the profile's python {python} lacks the runtime: {python} -m pip install {_EXTRA}"]
 
 
 def _lacking_gpus(wanted: int, have: int) -> list[str]:

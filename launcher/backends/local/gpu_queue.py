@@ -34,6 +34,11 @@ def count_gpus() -> int:
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
+def total_gpus(granted: int | None) -> int:
+    """How many GPUs runs may use: what the profile grants, else all of this machine's."""
+    return count_gpus() if granted is None else granted
+
+
 @dataclass(frozen=True)
 class Claim:
     """What a try for GPUs came to: the GPUs, or the run that stands in the way."""

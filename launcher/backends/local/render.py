@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from launcher.plan import Plan, Step
+from launcher.run_folder import RunFolder, read_json
 from launcher.yaml_text import dump
 
 FORMAT = 1
@@ -40,6 +41,12 @@ def parse(text: str) -> Plan:
     ]
     folder = Path(document["folder"])
     return Plan(document["run"], folder, document["backend"], document["gpus"], tuple(steps), document["configs"])
+
+
+def load_plan(folder: RunFolder) -> Plan:
+    """Read the plan that a run was last submitted with."""
+    record = read_json(folder.record) or {}
+    return parse(folder.rendered(record["submissions"][-1]["attempt"]).read_text(encoding="utf-8"))
 
 
 def _plain(step: Step) -> dict[str, Any]:

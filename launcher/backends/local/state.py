@@ -10,18 +10,6 @@ from launcher.run_folder import RunFolder, read_json, write_json
 
 
 @dataclass
-class StepRecord:
-    """Where one step is."""
-
-    name: str
-    stage: str
-    state: str = PENDING
-    attempt: int = 0
-    started: float | None = None
-    ended: float | None = None
-
-
-@dataclass
 class LocalState:
     """Where the run is, and who supervises it."""
 
@@ -35,9 +23,9 @@ class LocalState:
     boot_time: float = 0.0
     started: float | None = None
     ended: float | None = None
-    steps: list[StepRecord] = field(default_factory=list)
+    steps: list[StepState] = field(default_factory=list)
 
-    def step(self, name: str) -> StepRecord:
+    def step(self, name: str) -> StepState:
         return next(step for step in self.steps if step.name == name)
 
     def save(self, folder: RunFolder) -> None:
@@ -47,12 +35,12 @@ class LocalState:
         """The same as every backend shows it."""
         return BackendState(
             self.state, self.reason, self.attempt, self.attempts, self.stage, [str(self.pid)] if self.pid else [],
-            [StepState(**asdict(step)) for step in self.steps], self.started, self.ended,
+            list(self.steps), self.started, self.ended,
         )  # fmt: skip
 
 
 def load_state(folder: RunFolder) -> LocalState:
     """Read a run's state; a run whose supervisor has not written one yet is pending."""
     values: dict[str, Any] = read_json(folder.state) or {}
-    steps = [StepRecord(**step) for step in values.pop("steps", [])]
+    steps = [StepState(**step) for step in values.pop("steps", [])]
     return LocalState(**values, steps=steps)

@@ -15,12 +15,12 @@ import traceback
 from pathlib import Path
 from typing import IO
 
-from launcher.backends.base import CANCELLED, ENDED, FAILED, PENDING, REQUEUED, RUNNING, SUCCEEDED
+from launcher.backends.base import CANCELLED, ENDED, FAILED, PENDING, REQUEUED, RUNNING, SUCCEEDED, StepState
 from launcher.backends.local import gpu_queue, processes
 from launcher.backends.local.attempt import Attempt, Ending
 from launcher.backends.local.launch import Site
-from launcher.backends.local.render import parse
-from launcher.backends.local.state import StepRecord, load_state
+from launcher.backends.local.render import load_plan
+from launcher.backends.local.state import load_state
 from launcher.failure import first_failure
 from launcher.plan import Plan, Step
 from launcher.progress import durable_progress
@@ -67,7 +67,7 @@ class Supervisor:
         me = processes.identity(os.getpid())
         assert me is not None
         known = {step.name: step for step in self.state.steps}
-        steps = [known.get(step.name) or StepRecord(step.name, step.stage) for step in self.plan.steps]
+        steps = [known.get(step.name) or StepState(step.name, step.stage, step.kind) for step in self.plan.steps]
         self.state.steps = steps
         self.state.pid, self.state.pid_started = me
         self.state.boot_time = processes.boot_time()
@@ -110,14 +110,14 @@ class Supervisor:
         """A new number for every stay; the merge belongs to the attempt of its shards."""
         numbers = stage.attempt_numbers()
         used = [n for n in numbers if any(stage.attempt(n).glob("node*.log"))]
-        if step.name.endswith("-merge") and used:
+        if step.kind == "merge" and used:
             return used[-1]
         return used[-1] + 1 if used else 0
 
-    def _attempt(self, step: Step, stage: RunFolder, record: StepRecord, gpus: list[str]) -> Ending:
+    def _attempt(self, step: Step, stage: RunFolder, record: StepState, gpus: list[str]) -> Ending:
         record.state, record.started, record.ended = RUNNING, record.started or time.time(), None
         self.state.attempt, self.state.stage = record.attempt, step.stage
-        self.state.attempts += not step.name.endswith("-merge")
+        self.state.attempts += step.kind != "merge"
         self._set(RUNNING, "")
         self._event("attempt", step=step.name, number=record.attempt)
         site = Site(self.folder.root, stage, record.attempt, gpus)
@@ -133,7 +133,7 @@ class Supervisor:
         wanted = step.gpus_per_node * step.parallel
         if not wanted:
             return []
-        total = gpu_queue.count_gpus() if self.plan.gpus is None else self.plan.gpus
+        total = gpu_queue.total_gpus(self.plan.gpus)
         shown = ""
         while True:
             claim = gpu_queue.try_claim(self.folder.name, self.state.pid, self.state.pid_started, wanted, total)
@@ -147,7 +147,7 @@ class Supervisor:
             self._check_stop()
             time.sleep(POLL_S * 5)
 
-    def _fail(self, step: Step, record: StepRecord, reason: str, fruitless: int) -> None:
+    def _fail(self, step: Step, record: StepState, reason: str, fruitless: int) -> None:
         record.state, record.ended = FAILED, time.time()
         if fruitless > 1:
             reason += f" ({fruitless} attempts in a row without a new step)"
@@ -202,9 +202,7 @@ def main(arguments: list[str]) -> int:
     if lock is None:
         print("this run has a supervisor already", file=sys.stderr)
         return 1
-    record = read_json(folder.record) or {}
-    rendered = folder.rendered(record["submissions"][-1]["attempt"]).read_text(encoding="utf-8")
-    Supervisor(folder, parse(rendered)).run()
+    Supervisor(folder, load_plan(folder)).run()
     return 0
 
 

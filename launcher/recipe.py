@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import Problem, RecipeError, RequestError, nearest
+from launcher.names import NAME_RULE, is_name
 from launcher.recipe_schema import kinds, recipe_schema
 from launcher.references import Names, resolve
 from launcher.schema import check, describe, fill_defaults, find, parse_value
@@ -233,6 +234,9 @@ def _check_pipeline(recipe: Recipe, problems: list[Problem]) -> None:
     if not isinstance(tree.get(("stages",)), dict) or not tree.values.get("stages"):
         problems.append(Problem(tree.origin(("stages",)), "stages: a mapping of at least one stage is needed"))
         raise RecipeError(problems)
+    for name in tree.values["stages"]:
+        if not is_name(name):
+            problems.append(Problem(tree.origin(("stages", name)), f"{name!r} cannot be a stage's name: {NAME_RULE}"))
 
 
 def _inheriting(pipeline: Tree, stage: str) -> Tree:

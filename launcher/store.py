@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import time
 from collections.abc import Iterable, Sequence
@@ -12,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import RequestError, RunNotFound, nearest
+from launcher.names import LONGEST_NAME, NAME_RULE, as_name, is_name
 from launcher.run_folder import RunFolder, read_json, write_json
 
-LONGEST_NAME = 50
-"""Pods are named ``<run>-worker-<i>``, and a label holds 63 characters."""
-_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _SUFFIX_LETTERS = "23456789abcdefghjkmnpqrstuvwxyz"
 
 
@@ -42,17 +39,8 @@ def check_name(name: str) -> None:
     Raises:
         RequestError: with a name that would do.
     """
-    if _NAME.fullmatch(name) and len(name) <= LONGEST_NAME:
-        return
-    rule = f"lower-case letters, digits and hyphens, a letter first, at most {LONGEST_NAME} characters"
-    raise RequestError(f"{name!r} cannot be a run's name: {rule}", f"This would do: --name {as_name(name)}")
-
-
-def as_name(text: str) -> str:
-    """Return the nearest legal name to any text."""
-    slug = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-    slug = slug if slug[:1].isalpha() else f"run-{slug}".strip("-")
-    return slug[:LONGEST_NAME].rstrip("-")
+    if not is_name(name):
+        raise RequestError(f"{name!r} cannot be a run's name: {NAME_RULE}", f"This would do: --name {as_name(name)}")
 
 
 def new_name(recipe: str) -> str:

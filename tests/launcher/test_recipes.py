@@ -158,6 +158,21 @@ def test_four_bit_weights_cannot_train(here: Path) -> None:
     assert "4-bit weights take no updates" in _problems(text, here)[0]
 
 
+@pytest.mark.parametrize("name", ["../escape", "a b", "x/y", "Score", "a.b", ""])
+def test_stage_names_cannot_leave_the_runs_folder(here: Path, name: str) -> None:
+    inner = "".join(f"    {line}\n" for line in MINIMAL.splitlines())
+    found = _problems(f'kind: pipeline\nstages:\n  "{name}":\n{inner}', here)
+    assert any("cannot be a stage's name" in line and line.startswith("./r.yaml:3: ") for line in found)
+
+
+def test_a_stage_may_be_named_like_a_merge(shell: Shell, pipeline: Write) -> None:
+    path = shell.folder / pipeline()
+    path.write_text(path.read_text().replace("  merge:", "  my-merge:").replace("stages.merge.", "stages.my-merge."))
+    shell("submit", path.name, "--name", "named", "--follow")
+    status = shell.status("named")
+    assert (status["state"], status["attempts"]) == ("SUCCEEDED", 3)
+
+
 def test_lines_are_kept_through_nested_lists(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("a:\n  - b\n  - c: 1\n")

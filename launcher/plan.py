@@ -29,6 +29,8 @@ class Step:
     """Nodes of a gang; members of an array; 1 for a task or a merge."""
     processes_per_node: int
     gpus_per_node: int
+    per_node: int
+    """How many of them fit on one node: 1 but for the members of an array."""
     parallel: int
     """How many nodes or members run at once."""
     threads_per_process: int | None
@@ -46,8 +48,8 @@ class Plan:
     run: str
     folder: Path
     backend: str
-    gpus: int | None
-    """GPUs of this machine that the local backend may use; null: all."""
+    settings: dict[str, Any]
+    """What the profile says to this backend, such as a partition."""
     steps: tuple[Step, ...]
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Contents of each stage's config.yaml, by its path."""
@@ -64,7 +66,7 @@ def make_plan(run: str, folder: Path, place: Profile, stages: Sequence[Stage]) -
         raise RecipeError(problems)
     steps = [step for stage in stages for step in _steps(stage, place.python, place.environment)]
     configs = {str(RunFolder(stage.folder).config): config_values(stage) for stage in stages}
-    return Plan(run, folder, place.backend, place.gpus, tuple(steps), configs)
+    return Plan(run, folder, place.backend, place.settings, tuple(steps), configs)
 
 
 def config_values(stage: Stage) -> dict[str, Any]:
@@ -151,7 +153,7 @@ def _gang(
 ) -> Step:
     nodes = int(resources["nodes"])
     return Step(
-        name=name, kind="gang", nodes=nodes, processes_per_node=processes, parallel=nodes,
+        name=name, kind="gang", nodes=nodes, processes_per_node=processes, per_node=1, parallel=nodes,
         gpus_per_node=int(resources["gpus_per_node"]), command=command, **shared,
     )  # fmt: skip
 
@@ -159,7 +161,15 @@ def _gang(
 def _single(kind: StepKind, name: str, command: tuple[str, ...], shared: dict[str, Any]) -> Step:
     """One process without a GPU."""
     return Step(
-        name=name, kind=kind, nodes=1, processes_per_node=1, parallel=1, gpus_per_node=0, command=command, **shared
+        name=name,
+        kind=kind,
+        nodes=1,
+        processes_per_node=1,
+        per_node=1,
+        parallel=1,
+        gpus_per_node=0,
+        command=command,
+        **shared,
     )
 
 
@@ -168,6 +178,7 @@ def _eval_steps(name: str, stage: Stage, command: tuple[str, ...], shared: dict[
     gpus = 1 if stage.tree.values["resources"]["gpus_per_node"] else 0
     array = Step(
         name=name, kind="array", nodes=shards, processes_per_node=1, gpus_per_node=gpus,
-        parallel=min(shards, world_size(stage)), command=(*command, "--shard", SHARD), **shared,
+        per_node=processes_per_node(stage), parallel=min(shards, world_size(stage)),
+        command=(*command, "--shard", SHARD), **shared,
     )  # fmt: skip
     return [array, _single("merge", f"{name}-merge", (*command, "--merge"), shared)]

@@ -8,27 +8,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from launcher.backends.slurm import settings as slurm
 from launcher.errors import Problem, RecipeError, RequestError, nearest
 from launcher.recipe import schema_leaves
 from launcher.recipe_schema import kinds, recipe_schema
-from launcher.schema import check, fill_defaults
-from launcher.tree import Tree, leaves, read_tree
+from launcher.schema import check, fill_defaults, find, parse_value
+from launcher.tree import Key, Tree, leaves, read_tree
 
 PROJECT_FILE = "llavajob.yaml"
-BACKENDS = ("local",)
+BACKENDS = ("local", "slurm")
 
-_PROFILE = {
+_PROFILE: dict[str, Any] = {
     "type": "object",
     "additionalProperties": False,
     "properties": {
         "backend": {"enum": list(BACKENDS), "type": "string", "description": "Which scheduler."},
         "runs": {"type": "string", "default": "", "description": "Folder that runs are kept in."},
         "python": {"type": "string", "default": "", "description": "Python that the runtime is installed in."},
-        "gpus": {
-            "anyOf": [{"type": "integer", "minimum": 0}, {"type": "null"}],
-            "default": None,
-            "description": "GPUs of this machine that runs may use; null: all that nvidia-smi lists.",
-        },
         "environment": {
             "type": "object",
             "additionalProperties": {"type": "string"},
@@ -40,9 +36,25 @@ _PROFILE = {
             "default": {},
             "description": "Recipe values that hold here, such as resources and paths.",
         },
+        "code": {
+            "enum": ["installed", "snapshot"],
+            "type": "string",
+            "default": "installed",
+            "description": "What runs: the code as installed when a job starts, or a copy made at submission.",
+        },
     },
     "required": ["backend"],
 }
+_LOCAL = {
+    "gpus": {
+        "anyOf": [{"type": "integer", "minimum": 0}, {"type": "null"}],
+        "default": None,
+        "description": "GPUs of this machine that runs may use; null: all that nvidia-smi lists.",
+    },
+}
+_SLURM = {"slurm": slurm.SCHEMA}
+_OWN: dict[str, dict[str, Any]] = {"local": _LOCAL, "slurm": _SLURM}
+"""Keys that only the profiles of one backend have."""
 _FILE = {
     "type": "object",
     "additionalProperties": False,
@@ -66,10 +78,18 @@ class Profile:
     backend: str = "local"
     runs: Path = field(default_factory=lambda: default_runs_root())
     python: str = sys.executable
-    gpus: int | None = None
     environment: dict[str, str] = field(default_factory=dict)
     values: Tree = field(default_factory=Tree)
+    code: str = "installed"
+    place: Tree = field(default_factory=Tree)
+    """What only this backend's profiles say, below the backend's name or not."""
     source: str = "built in"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the profile says to its backend, complete."""
+        values = self.place.values
+        return dict(values.get(self.backend, values))
 
 
 def default_runs_root() -> Path:
@@ -99,7 +119,8 @@ def load_profiles() -> tuple[dict[str, Profile], str]:
     Raises:
         RecipeError: with every problem in the files.
     """
-    profiles, default, problems = {"local": Profile("local")}, "local", list[Problem]()
+    profiles = {name: Profile(name, name, place=_built_in(name)) for name in BACKENDS}
+    default, problems = "local", list[Problem]()
     for path in (user_file(), project_file()):
         if path is None or not path.is_file():
             if path is not None and os.environ.get("LLAVAJOB_PROFILES"):
@@ -117,22 +138,75 @@ def load_profiles() -> tuple[dict[str, Profile], str]:
     return profiles, default
 
 
+def _built_in(backend: str) -> Tree:
+    tree = Tree()
+    fill_defaults(tree, _schema(backend, shared=False))
+    return tree
+
+
+def _schema(backend: str, shared: bool = True) -> dict[str, Any]:
+    """Keys of a backend's profiles; those of other backends are unknown to them."""
+    keys = {**(_PROFILE["properties"] if shared else {}), **_OWN.get(backend, {})}
+    return {**_PROFILE, "properties": keys, "required": _PROFILE["required"] if shared else []}
+
+
 def _profile(name: str, tree: Tree, path: Path, problems: list[Problem]) -> Profile:
-    fill_defaults(tree, _PROFILE)
+    backend = str(tree.get(("backend",)))
+    schema = _schema(backend)
+    fill_defaults(tree, schema)
     values = tree.sub(("values",))
     _check_values(values, problems)
-    check(tree, _PROFILE, problems)
+    check(tree, schema, problems)
     runs = str(tree.get(("runs",)) or "")
-    return Profile(
+    profile = Profile(
         name=name,
-        backend=str(tree.get(("backend",))),
+        backend=backend,
         runs=(path.parent / Path(runs).expanduser()).absolute() if runs else default_runs_root(),
         python=str(tree.get(("python",)) or sys.executable),
-        gpus=tree.get(("gpus",)),
         environment=dict(tree.get(("environment",)) or {}),
         values=values,
+        code=str(tree.get(("code",))),
+        place=_place(tree, backend),
         source=str(path),
     )
+    if not problems:
+        problems += check_place(profile)
+    return profile
+
+
+def _place(tree: Tree, backend: str) -> Tree:
+    place = Tree()
+    for key in _OWN.get(backend, {}):
+        place.values[key] = tree.get((key,))
+        place.origins.update({path: origin for path, origin in tree.origins.items() if path[:1] == (key,)})
+    return place
+
+
+def check_place(profile: Profile) -> list[Problem]:
+    """Check what a profile says to its backend, and lay the GPUs it names below the recipe's values."""
+    if profile.backend != "slurm":
+        return []
+    tree = profile.place.sub(("slurm",))
+    problems = slurm.find_problems(tree)
+    gpus = None if problems else slurm.gpus_per_node(profile.settings)
+    key = ("resources", "gpus_per_node")
+    if gpus is not None and profile.values.get(key) is None:
+        profile.values.set(key, gpus, tree.origin(("gres",) if profile.settings["gres"] else ("gpus",)))
+    return problems
+
+
+def override_place(profile: Profile, key: Key, text: str, origin: str) -> bool:
+    """Change what a profile says to its backend (``slurm.time``); return whether there is such a key."""
+    found = find(_schema(profile.backend, shared=False), key)
+    if found is None or found.get("type") == "object":
+        return False
+    profile.place.set(key, parse_value(text, found), origin)
+    return True
+
+
+def place_keys(backend: str) -> list[str]:
+    """Keys that ``--set`` may change for one submission."""
+    return [".".join(key) for key, _ in leaves(_built_in(backend).values)]
 
 
 def _check_values(values: Tree, problems: list[Problem]) -> None:

@@ -140,6 +140,8 @@ def _build(node: yaml.Node, key: Key, shown: str, origins: dict[Key, str], probl
         return _build_mapping(node, key, shown, origins, problems)
     if isinstance(node, yaml.SequenceNode):
         return [_build(item, (*key, str(i)), shown, origins, problems) for i, item in enumerate(node.value)]
+    if isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float")) and ":" in node.value:
+        return node.value  # YAML 1.1 would make 43200 of a time limit of 12:00:00
     try:
         return yaml.SafeLoader("").construct_object(node)
     except yaml.YAMLError as error:

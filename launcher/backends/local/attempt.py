@@ -6,26 +6,14 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 from launcher.backends.local import processes
 from launcher.backends.local.launch import Node, Site, start_gang, start_node
-from launcher.failure import decode_exit
+from launcher.ending import LOST_PEER_GRACE_S, Ending, judge
 from launcher.plan import Step
-from launcher.run_folder import EXIT_BAD_REQUEST, EXIT_FINAL, EXIT_INTERRUPTED
+from launcher.run_folder import EXIT_INTERRUPTED
 
 POLL_S = 0.1
-LOST_PEER_GRACE_S = 20.0
-"""How long nodes may take to notice that another broke: Gloo ranks notice at once, NCCL may wait far longer."""
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How an attempt ended."""
-
-    kind: Literal["done", "interrupted", "broken", "final"]
-    reason: str = ""
 
 
 class Attempt:
@@ -73,7 +61,7 @@ class Attempt:
         return self._judge()
 
     def _start_member(self, number: int, gpus: list[str]) -> Node:
-        node = start_node(self.step, self.site, number, gpus, logs=self.step.kind != "merge")
+        node = start_node(self.step, self.site, number, gpus)
         self.nodes.append(node)
         return node
 
@@ -113,21 +101,12 @@ class Attempt:
         codes = self._codes()
         if None in codes:
             return True
-        return any(code < 0 for code in codes if code) and bool(processes.marked(self.site.run))
+        return any(code < 0 for code in codes if code) and bool(processes.marked(self.site.run.root))
 
     def _kill_rest(self) -> None:
-        processes.end_all(self.site.run, 0.0, polite=False)
+        processes.end_all(self.site.run.root, 0.0, polite=False)
         for node in self.nodes:
             node.process.wait()
 
     def _judge(self) -> Ending:
-        codes = [node.process.returncode for node in self.nodes]
-        bad = [(node.number, code) for node, code in zip(self.nodes, codes, strict=True) if code != 0]
-        if not bad:
-            return Ending("done")
-        what = {"gang": "node", "array": "shard", "task": "task", "merge": "task"}[self.step.kind]
-        worst = next((b for b in bad if b[1] != EXIT_INTERRUPTED), bad[0])
-        reason = f"{what} {worst[0]}: {decode_exit(worst[1])}"
-        if any(code in (EXIT_BAD_REQUEST, EXIT_FINAL) for _, code in bad):
-            return Ending("final", reason)
-        return Ending("interrupted" if worst[1] == EXIT_INTERRUPTED else "broken", reason)
+        return judge(self.step, [(node.number, node.process.returncode) for node in self.nodes])

@@ -16,10 +16,10 @@ from importlib.util import find_spec
 
 from launcher.backends.base import CANCELLED, ENDED, FAILED, BackendState
 from launcher.backends.local import gpu_queue, processes
-from launcher.backends.local.render import load_plan, render
-from launcher.backends.local.state import LocalState, load_state
+from launcher.backends.local.state import LocalState, latest_plan, load_state
 from launcher.errors import BackendError
 from launcher.plan import Plan
+from launcher.plan_text import load_plan, render
 from launcher.run_folder import ENV_RUN, RunFolder, write_json
 from launcher.store import Run
 
@@ -39,7 +39,7 @@ class LocalBackend:
         missing = _lacking_runtime(plan.steps[0].command[0])
         wanted = max((step.gpus_per_node * step.parallel for step in plan.steps), default=0)
         if wanted:
-            missing += _lacking_gpus(wanted, gpu_queue.total_gpus(plan.gpus))
+            missing += _lacking_gpus(wanted, gpu_queue.total_gpus(plan.settings["gpus"]))
         return missing
 
     def submit(self, run: Run, rendered: str) -> list[str]:
@@ -84,7 +84,7 @@ class LocalBackend:
         write_json(run.folder.cancel_request, {"by": who, "time": time.time()})
         if _supervised(state):
             _tell(state.pid)
-            longest_grace_s = max(step.grace_s for step in load_plan(run.folder).steps)
+            longest_grace_s = max(step.grace_s for step in load_plan(latest_plan(run.folder)).steps)
             deadline = time.monotonic() + longest_grace_s + _HELLO_S
             while _supervised(state) and time.monotonic() < deadline:
                 time.sleep(0.05)

@@ -6,10 +6,10 @@ import os
 import socket
 import subprocess
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from launcher.node_environment import node_environment
 from launcher.plan import SHARD, Step
-from launcher.run_folder import ENV_ATTEMPT, ENV_ATTEMPT_DIR, ENV_NODE, ENV_RUN, RunFolder
+from launcher.run_folder import ENV_ATTEMPT_DIR, RunFolder
 
 
 @dataclass
@@ -25,9 +25,8 @@ class Node:
 class Site:
     """What one attempt of a step runs with."""
 
-    run: Path
+    run: RunFolder
     """The run's folder: the mark that all its processes carry."""
-    stage: RunFolder
     attempt: int
     gpus: list[str]
     """CUDA names of the GPUs that the run holds."""
@@ -57,9 +56,7 @@ def start_gang(step: Step, site: Site) -> list[Node]:
     return nodes
 
 
-def start_node(
-    step: Step, site: Site, number: int, gpus: list[str], extra: dict[str, str] | None = None, logs: bool = True
-) -> Node:
+def start_node(step: Step, site: Site, number: int, gpus: list[str], extra: dict[str, str] | None = None) -> Node:
     """Start one node of a gang, one shard of an array, or a task.
 
     Args:
@@ -68,37 +65,19 @@ def start_node(
         number: node or shard, from 0.
         gpus: CUDA names of its GPUs.
         extra: more environment variables.
-        logs: whether its ranks write log files of their own; otherwise all goes to the node's log.
     """
-    # Threads that wait by spinning take the cores from the other ranks of this machine.
-    environment = {
-        "OMP_WAIT_POLICY": "PASSIVE",
-        **os.environ,
-        **step.environment,
-        **(extra or {}),
-        **_environment(step, site, number),
-    }
-    if not logs:
-        environment.pop(ENV_ATTEMPT_DIR)
+    own = node_environment(step, site.run, site.attempt, number, step.parallel)
+    environment = {**os.environ, **(extra or {}), **own}
+    if step.kind == "merge":
+        environment.pop(ENV_ATTEMPT_DIR, None)
     if step.gpus_per_node:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     command = [part.replace(SHARD, str(number)) for part in step.command]
-    site.stage.attempt(site.attempt).mkdir(parents=True, exist_ok=True)
-    with site.stage.node_log(site.attempt, number).open("ab") as log:
+    stage = site.run.stage(step.stage)
+    stage.attempt(site.attempt).mkdir(parents=True, exist_ok=True)
+    with stage.node_log(site.attempt, number).open("ab") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
             start_new_session=True,
         )  # fmt: skip
     return Node(number, process, gpus)
-
-
-def _environment(step: Step, site: Site, number: int) -> dict[str, str]:
-    threads = step.threads_per_process or max(1, (os.cpu_count() or 1) // (step.parallel * step.processes_per_node))
-    return {
-        ENV_RUN: str(site.run),
-        ENV_ATTEMPT: str(site.attempt),
-        ENV_ATTEMPT_DIR: str(site.stage.attempt(site.attempt)),
-        ENV_NODE: str(number),
-        "OMP_NUM_THREADS": str(threads),
-        "PYTHONUNBUFFERED": "1",
-    }

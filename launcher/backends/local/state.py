@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from launcher.backends.base import PENDING, BackendState, StepState
@@ -44,3 +45,9 @@ def load_state(folder: RunFolder) -> LocalState:
     values: dict[str, Any] = read_json(folder.state) or {}
     steps = [StepState(**step) for step in values.pop("steps", [])]
     return LocalState(**values, steps=steps)
+
+
+def latest_plan(folder: RunFolder) -> Path:
+    """The plan that a run was last submitted with."""
+    record = read_json(folder.record) or {}
+    return folder.rendered(record["submissions"][-1]["attempt"])

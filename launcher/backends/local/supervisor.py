@@ -17,12 +17,12 @@ from typing import IO
 
 from launcher.backends.base import CANCELLED, ENDED, FAILED, PENDING, REQUEUED, RUNNING, SUCCEEDED, StepState
 from launcher.backends.local import gpu_queue, processes
-from launcher.backends.local.attempt import Attempt, Ending
+from launcher.backends.local.attempt import Attempt
 from launcher.backends.local.launch import Site
-from launcher.backends.local.render import load_plan
-from launcher.backends.local.state import load_state
-from launcher.failure import first_failure
+from launcher.backends.local.state import latest_plan, load_state
+from launcher.ending import Ending, next_attempt, weigh
 from launcher.plan import Plan, Step
+from launcher.plan_text import load_plan
 from launcher.progress import durable_progress
 from launcher.run_folder import RunFolder, append_line, read_json
 
@@ -89,38 +89,29 @@ class Supervisor:
             self._check_stop()
             gpus = self._wait_for_gpus(step)
             before = durable_progress(stage)
-            record.attempt = self._next_attempt(step, stage)
-            ending = self._attempt(step, stage, record, gpus)
+            record.attempt = next_attempt(step, stage)
+            ending = self._attempt(step, record, gpus)
             if ending.kind == "done":
                 record.state, record.ended = SUCCEEDED, time.time()
                 self._set(RUNNING, "")
                 return
             self._check_stop()
-            fruitless = 0 if durable_progress(stage) > before else fruitless + 1
-            failure = first_failure(stage, record.attempt)
-            why = failure.summary if failure else ending.reason
-            if ending.kind == "final" or step.retries == 0 or fruitless >= step.retries:
-                self._fail(step, record, why, fruitless)
+            verdict = weigh(step, stage, record.attempt, ending, before, fruitless)
+            if not verdict.again:
+                self._fail(step, record, verdict.reason)
                 return
-            self._event("requeued", step=step.name, reason=why)
+            fruitless = verdict.fruitless
+            self._event("requeued", step=step.name, reason=verdict.reason)
             record.state = REQUEUED
-            self._set(REQUEUED, f"{why}; starting again")
+            self._set(REQUEUED, f"{verdict.reason}; starting again")
 
-    def _next_attempt(self, step: Step, stage: RunFolder) -> int:
-        """A new number for every stay; the merge belongs to the attempt of its shards."""
-        numbers = stage.attempt_numbers()
-        used = [n for n in numbers if any(stage.attempt(n).glob("node*.log"))]
-        if step.kind == "merge" and used:
-            return used[-1]
-        return used[-1] + 1 if used else 0
-
-    def _attempt(self, step: Step, stage: RunFolder, record: StepState, gpus: list[str]) -> Ending:
+    def _attempt(self, step: Step, record: StepState, gpus: list[str]) -> Ending:
         record.state, record.started, record.ended = RUNNING, record.started or time.time(), None
         self.state.attempt, self.state.stage = record.attempt, step.stage
         self.state.attempts += step.kind != "merge"
         self._set(RUNNING, "")
         self._event("attempt", step=step.name, number=record.attempt)
-        site = Site(self.folder.root, stage, record.attempt, gpus)
+        site = Site(self.folder, record.attempt, gpus)
         attempt = Attempt(step, site, self._check_stop)
         try:
             return attempt.run()
@@ -133,7 +124,7 @@ class Supervisor:
         wanted = step.gpus_per_node * step.parallel
         if not wanted:
             return []
-        total = gpu_queue.total_gpus(self.plan.gpus)
+        total = gpu_queue.total_gpus(self.plan.settings["gpus"])
         shown = ""
         while True:
             claim = gpu_queue.try_claim(self.folder.name, self.state.pid, self.state.pid_started, wanted, total)
@@ -147,10 +138,8 @@ class Supervisor:
             self._check_stop()
             time.sleep(POLL_S * 5)
 
-    def _fail(self, step: Step, record: StepState, reason: str, fruitless: int) -> None:
+    def _fail(self, step: Step, record: StepState, reason: str) -> None:
         record.state, record.ended = FAILED, time.time()
-        if fruitless > 1:
-            reason += f" ({fruitless} attempts in a row without a new step)"
         where = f"{step.name}: " if len(self.plan.steps) > 1 else ""
         self._end(FAILED, where + reason)
 
@@ -202,7 +191,7 @@ def main(arguments: list[str]) -> int:
     if lock is None:
         print("this run has a supervisor already", file=sys.stderr)
         return 1
-    Supervisor(folder, load_plan(folder)).run()
+    Supervisor(folder, load_plan(latest_plan(folder))).run()
     return 0
 
 

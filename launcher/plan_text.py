@@ -1,4 +1,4 @@
-"""A plan as the text that the local supervisor reads, and back."""
+"""A plan as text, and back: what the local supervisor starts, and what the batch script of a Slurm job reads."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Any
 import yaml
 
 from launcher.plan import Plan, Step
-from launcher.run_folder import RunFolder, read_json
 from launcher.yaml_text import dump
 
-FORMAT = 1
-_HEAD = "# Local run plan: what the supervisor starts, in order. Node numbers and ports are given at start.\n"
+FORMAT = 2
+_HEAD = "# Run plan: what is started, in order. Node numbers, addresses and ports are given at start.\n"
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -24,7 +23,7 @@ def render(plan: Plan) -> str:
         "run": plan.run,
         "folder": str(plan.folder),
         "backend": plan.backend,
-        "gpus": plan.gpus,
+        "settings": plan.settings,
         "steps": [_plain(step) for step in plan.steps],
         "configs": plan.configs,
     }
@@ -39,14 +38,13 @@ def parse(text: str) -> Plan:
         Step(**{**{k: v for k, v in step.items() if k in names}, "command": tuple(step["command"])})
         for step in document["steps"]
     ]
-    folder = Path(document["folder"])
-    return Plan(document["run"], folder, document["backend"], document["gpus"], tuple(steps), document["configs"])
+    place = Path(document["folder"]), document["backend"], document["settings"]
+    return Plan(document["run"], *place, tuple(steps), document["configs"])
 
 
-def load_plan(folder: RunFolder) -> Plan:
-    """Read the plan that a run was last submitted with."""
-    record = read_json(folder.record) or {}
-    return parse(folder.rendered(record["submissions"][-1]["attempt"]).read_text(encoding="utf-8"))
+def load_plan(path: Path) -> Plan:
+    """Read a plan that was stored."""
+    return parse(path.read_text(encoding="utf-8"))
 
 
 def _plain(step: Step) -> dict[str, Any]:

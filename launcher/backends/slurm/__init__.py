@@ -1,0 +1,1 @@
+"""The Slurm backend: batch jobs sent through submitit, one task per node, followed through sacct, squeue and files."""

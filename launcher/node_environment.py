@@ -1,0 +1,35 @@
+"""The environment of one node of a gang, one shard or one task: the same on every backend that starts processes."""
+
+from __future__ import annotations
+
+import os
+
+from launcher.plan import Step
+from launcher.run_folder import ENV_ATTEMPT, ENV_ATTEMPT_DIR, ENV_NODE, ENV_RUN, RunFolder
+
+
+def node_environment(step: Step, run: RunFolder, attempt: int, number: int, sharing: int) -> dict[str, str]:
+    """Return what a node's process gets beside what it inherits.
+
+    Args:
+        step: what is started.
+        run: the run's folder: the mark that all its processes carry.
+        attempt: number of the attempt.
+        number: node or shard, from 0.
+        sharing: how many nodes or members share this machine's cores.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = step.threads_per_process or max(1, cores // (sharing * step.processes_per_node))
+    environment = {
+        # Threads that wait by spinning take the cores from the other ranks of this machine.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+        **step.environment,
+        ENV_RUN: str(run.root),
+        ENV_ATTEMPT: str(attempt),
+        ENV_NODE: str(number),
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONUNBUFFERED": "1",
+    }
+    if step.kind != "merge":  # the merge has no ranks with logs of their own; all goes to the node's log
+        environment[ENV_ATTEMPT_DIR] = str(run.stage(step.stage).attempt(attempt))
+    return environment

@@ -1,0 +1,1 @@
+"""Tests against a real Slurm: two nodes with accounting on this host."""

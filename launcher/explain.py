@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from launcher.backends.base import CANCELLED, ENDED, FAILED, SUCCEEDED
+from launcher.durations import age, in_words
 from launcher.plan import accumulation, config_values, processes_per_node, world_size
 from launcher.recipe import LABELS, Stage
 from launcher.recipe_schema import recipe_schema
 from launcher.runs import Prepared
 from launcher.schema import find
-from launcher.status import RunStatus, age, in_words, reports
+from launcher.status import RunStatus, reports
 from launcher.tree import Key, leaves
 
 _COUNT_UP_TO_BYTES = 1 << 28

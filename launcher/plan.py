@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,8 @@ class Step:
     retries: int
     """Attempts in a row that may end without a new step."""
     grace_s: int
+    members: tuple[int, ...] = ()
+    """Shards of an array that are to run."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,12 @@ class Plan:
     steps: tuple[Step, ...]
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Contents of each stage's config.yaml, by its path."""
+    finished: tuple[str, ...] = ()
+    """Steps of a resumed run that are done already."""
+    code: Path | None = None
+    """Copy of the code that runs; null: the code as installed."""
+    launcher_python: str = sys.executable
+    """The Python that the launcher itself runs in."""
 
 
 def make_plan(run: str, folder: Path, place: Profile, stages: Sequence[Stage]) -> Plan:
@@ -179,6 +188,6 @@ def _eval_steps(name: str, stage: Stage, command: tuple[str, ...], shared: dict[
     array = Step(
         name=name, kind="array", nodes=shards, processes_per_node=1, gpus_per_node=gpus,
         per_node=processes_per_node(stage), parallel=min(shards, world_size(stage)),
-        command=(*command, "--shard", SHARD), **shared,
+        command=(*command, "--shard", SHARD), members=tuple(range(shards)), **shared,
     )  # fmt: skip
     return [array, _single("merge", f"{name}-merge", (*command, "--merge"), shared)]

@@ -25,6 +25,9 @@ def render(plan: Plan) -> str:
         "backend": plan.backend,
         "settings": plan.settings,
         "steps": [_plain(step) for step in plan.steps],
+        "finished": list(plan.finished),
+        "code": plan.code and str(plan.code),
+        "launcher_python": plan.launcher_python,
         "configs": plan.configs,
     }
     return _HEAD + dump(document)
@@ -33,13 +36,12 @@ def render(plan: Plan) -> str:
 def parse(text: str) -> Plan:
     """Read a rendered plan."""
     document = yaml.load(text, Loader=_LOADER)
-    names = {f.name for f in fields(Step)}
-    steps = [
-        Step(**{**{k: v for k, v in step.items() if k in names}, "command": tuple(step["command"])})
-        for step in document["steps"]
-    ]
-    place = Path(document["folder"]), document["backend"], document["settings"]
-    return Plan(document["run"], *place, tuple(steps), document["configs"])
+    steps = tuple(_step(values) for values in document["steps"])
+    code = document["code"]
+    return Plan(
+        document["run"], Path(document["folder"]), document["backend"], document["settings"], steps,
+        document["configs"], tuple(document["finished"]), code and Path(code), document["launcher_python"],
+    )  # fmt: skip
 
 
 def load_plan(path: Path) -> Plan:
@@ -48,4 +50,10 @@ def load_plan(path: Path) -> Plan:
 
 
 def _plain(step: Step) -> dict[str, Any]:
-    return {**asdict(step), "command": list(step.command)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(step).items()}
+
+
+def _step(values: dict[str, Any]) -> Step:
+    known: dict[str, Any] = {f.name: values[f.name] for f in fields(Step) if f.name in values}
+    known |= {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+    return Step(**known)

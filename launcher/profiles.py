@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from launcher.backends.slurm import settings as slurm
 from launcher.errors import Problem, RecipeError, RequestError, nearest
-from launcher.recipe import schema_leaves
+from launcher.recipe import Override, schema_leaves
 from launcher.recipe_schema import kinds, recipe_schema
 from launcher.schema import check, fill_defaults, find, parse_value
-from launcher.tree import Key, Tree, leaves, read_tree
+from launcher.tree import Tree, leaves, read_tree
 
 PROJECT_FILE = "llavajob.yaml"
 BACKENDS = ("local", "slurm")
@@ -83,6 +84,8 @@ class Profile:
     code: str = "installed"
     place: Tree = field(default_factory=Tree)
     """What only this backend's profiles say, below the backend's name or not."""
+    overrides: list[Override] = field(default_factory=list)
+    """What one submission changed of it."""
     source: str = "built in"
 
     @property
@@ -195,18 +198,27 @@ def check_place(profile: Profile) -> list[Problem]:
     return problems
 
 
-def override_place(profile: Profile, key: Key, text: str, origin: str) -> bool:
-    """Change what a profile says to its backend (``slurm.time``); return whether there is such a key."""
-    found = find(_schema(profile.backend, shared=False), key)
-    if found is None or found.get("type") == "object":
-        return False
-    profile.place.set(key, parse_value(text, found), origin)
-    return True
+def override_place(profile: Profile, overrides: Sequence[Override]) -> list[Override]:
+    """Apply what is meant for the profile's backend (``--set slurm.time=2h``); return what is left for the recipe.
 
-
-def place_keys(backend: str) -> list[str]:
-    """Keys that ``--set`` may change for one submission."""
-    return [".".join(key) for key, _ in leaves(_built_in(backend).values)]
+    Raises:
+        RecipeError: a key that this backend does not have, or a value that makes no sense; all of them at once.
+    """
+    mine = [o for o in overrides if o.key[0] == profile.backend and len(o.key) > 1]
+    schema, problems = _schema(profile.backend, shared=False), list[Problem]()
+    for override in mine:
+        found = find(schema, override.key)
+        if found is None or found.get("type") == "object":
+            word, known = ".".join(override.key), [".".join(k) for k, _ in leaves(_built_in(profile.backend).values)]
+            problems.append(Problem(override.origin, f"unknown key '{word}'{nearest(word, known)}"))
+        else:
+            profile.place.set(override.key, parse_value(override.text, found), override.origin)
+    check(profile.place, schema, problems)
+    problems = problems or check_place(profile)
+    if problems:
+        raise RecipeError(problems)
+    profile.overrides += mine
+    return [o for o in overrides if o not in mine]
 
 
 def _check_values(values: Tree, problems: list[Problem]) -> None:

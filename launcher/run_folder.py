@@ -85,8 +85,9 @@ class RunFolder:
     def attempt(self, number: int) -> Path:
         return self.root / "attempts" / str(number)
 
-    def rendered(self, attempt: int) -> Path:
-        return self.attempt(attempt) / "rendered.yaml"
+    def rendered(self, attempt: int, suffix: str = ".yaml") -> Path:
+        """What was sent: YAML, or ``.sh`` for batch scripts."""
+        return self.attempt(attempt) / f"rendered{suffix}"
 
     def node_log(self, attempt: int, node: int) -> Path:
         return self.attempt(attempt) / f"node{node}.log"

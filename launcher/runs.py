@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from launcher.backends.base import ENDED, SUCCEEDED, BackendState, get_backend
-from launcher.errors import LauncherError, RequestError
+from launcher.errors import BackendError, LauncherError, RequestError
+from launcher.exits import missing_shards
 from launcher.inputs import Missing, find_missing, make_absolute
 from launcher.origin import code_diff, describe_origin
 from launcher.plan import Plan, make_plan
-from launcher.profiles import Profile, find_profile, runs_roots
+from launcher.profiles import Profile, find_profile, override_place, runs_roots
 from launcher.recipe import Override, Recipe, Stage, apply_overrides, load, stages_of
 from launcher.references import Names
-from launcher.run_folder import RunFolder, write_aside
-from launcher.store import Run, check_name, find_run, latest_finished, make_folder, new_name, now, save
+from launcher.run_folder import RunFolder, read_json, write_aside
+from launcher.store import Run, all_runs, check_name, find_run, make_folder, new_name, now, save
 from launcher.tree import Tree
 from launcher.yaml_text import dump
 
@@ -56,20 +57,31 @@ def prepare(reference: str, on: str | None, name: str | None, overrides: Sequenc
         check_name(name)
     profile = find_profile(on)
     recipe = load(reference)
-    apply_overrides(recipe, overrides)
+    apply_overrides(recipe, override_place(profile, overrides))
     run = name or new_name(recipe.name)
     return _prepare(recipe, profile, RunFolder(profile.runs / run))
 
 
 def _prepare(recipe: Recipe, profile: Profile, folder: RunFolder) -> Prepared:
     fixed = {"run.dir": str(folder.root), "run.name": folder.name, "runs.root": str(profile.runs)}
-    names = Names(fixed, lambda wanted: latest_finished(runs_roots(), wanted))
+    names = Names(fixed, _latest_finished)
     stages = stages_of(recipe, profile.values, folder.root, names)
     make_absolute(stages)
-    plan = make_plan(folder.name, folder.root, profile, stages)
+    plan = go_on(make_plan(folder.name, folder.root, profile, stages), folder)
     backend = get_backend(profile.backend)
     missing, lacking = find_missing(stages, folder.root), backend.check(plan)
     return Prepared(folder.name, folder, recipe, profile, stages, plan, backend.render(plan), missing, lacking)
+
+
+def go_on(plan: Plan, folder: RunFolder) -> Plan:
+    """Leave out of a resumed run's plan what is done: whole steps, and the shards of an array that have answered."""
+    record = read_json(folder.record)
+    if record is None:
+        return plan
+    states = state_of(Run(folder, record)).steps
+    finished = tuple(step.name for step in states if step.state == SUCCEEDED)
+    steps = [replace(step, members=missing_shards(folder.stage(step.stage), step)) for step in plan.steps]
+    return replace(plan, finished=finished, steps=tuple(steps))
 
 
 def submit(prepared: Prepared) -> tuple[Run, list[str]]:
@@ -98,7 +110,12 @@ def submit(prepared: Prepared) -> tuple[Run, list[str]]:
         shutil.rmtree(folder.root, ignore_errors=True)
         hint = "Make room there, or set LLAVAJOB_RUNS to another folder."
         raise LauncherError(f"cannot write the run's folder {folder.root}: {error.strerror}", hint) from None
-    return _send(Run(folder, record), prepared)
+    try:
+        return _send(Run(folder, record), prepared)
+    except BackendError:
+        # The scheduler has nothing of it: there is no run.
+        shutil.rmtree(folder.root, ignore_errors=True)
+        raise
 
 
 def _write(run: Run, prepared: Prepared) -> None:
@@ -106,9 +123,11 @@ def _write(run: Run, prepared: Prepared) -> None:
     attempt = max(run.folder.attempt_numbers(), default=-1) + 1
     for path, values in prepared.plan.configs.items():
         write_aside(Path(path), dump(values))
-    write_aside(run.folder.rendered(attempt), prepared.rendered)
+    suffix = get_backend(prepared.profile.backend).suffix
+    write_aside(run.folder.rendered(attempt, suffix), prepared.rendered)
     run.record["recipe_tree"] = prepared.recipe.tree.values
     run.record["origins"] = {".".join(key): origin for key, origin in prepared.recipe.tree.origins.items() if key}
+    run.record["place"] = [[".".join(o.key), o.text, o.origin] for o in prepared.profile.overrides]
     run.record["values"] = {stage.name: stage.tree.values for stage in prepared.stages}
     run.record["submissions"].append({"time": now(), "attempt": attempt, "job_ids": []})
     save(run)
@@ -116,7 +135,7 @@ def _write(run: Run, prepared: Prepared) -> None:
 
 def _send(run: Run, prepared: Prepared) -> tuple[Run, list[str]]:
     entry: dict[str, Any] = run.record["submissions"][-1]
-    entry["job_ids"] = get_backend(prepared.profile.backend).submit(run, prepared.rendered)
+    entry["job_ids"] = get_backend(prepared.profile.backend).submit(run, prepared.plan)
     save(run)
     return run, entry["job_ids"]
 
@@ -124,6 +143,12 @@ def _send(run: Run, prepared: Prepared) -> tuple[Run, list[str]]:
 def state_of(run: Run) -> BackendState:
     """Ask a run's backend where it is."""
     return get_backend(str(run.record["backend"])).states([run])[0]
+
+
+def _latest_finished(recipe: str) -> str | None:
+    """Folder of the newest succeeded run of a recipe, for ``${latest:RECIPE}``."""
+    runs = [run for run in all_runs(runs_roots()) if run.record.get("recipe") == recipe]
+    return next((str(run.folder.root) for run in reversed(runs) if state_of(run).state == SUCCEEDED), None)
 
 
 def resume(name: str | None, overrides: Sequence[Override]) -> tuple[Run, list[str]]:
@@ -135,9 +160,10 @@ def resume(name: str | None, overrides: Sequence[Override]) -> tuple[Run, list[s
     run = find_run(runs_roots(), name)
     _require_resumable(run, state_of(run))
     recipe = _stored_recipe(run)
-    apply_overrides(recipe, overrides)
     profile = find_profile(str(run.record["profile"]))
     profile.runs = run.folder.root.parent
+    before = [Override(tuple(key.split(".")), text, origin) for key, text, origin in run.record.get("place", ())]
+    apply_overrides(recipe, override_place(profile, [*before, *overrides]))
     prepared = _prepare(recipe, profile, run.folder)
     prepared.require_inputs()
     run.folder.cancel_request.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -102,20 +101,3 @@ def reports(folder: Path) -> list[str]:
     """Return the tables that a run's evaluations wrote."""
     paths = [path for where in ("", "stages/*/") for path in sorted(folder.glob(f"{where}eval/*/report.txt"))]
     return [path.read_text(encoding="utf-8").rstrip("\n") for path in paths]
-
-
-def in_words(seconds: float | None) -> str:
-    """Write a duration for people: ``48 s``, ``3 min 20 s``, ``2 h 05 min``."""
-    if seconds is None:
-        return ""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def age(moment: float) -> str:
-    """Write how long ago something was."""
-    return in_words(max(0.0, time.time() - moment))

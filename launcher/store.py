@@ -116,15 +116,6 @@ def _not_one(name: str, matches: list[str], known: list[str]) -> RunNotFound:
     return RunNotFound(f"no run named '{name}'{nearest(name, known)}", f"Latest runs: {recent}. All: llavajob list")
 
 
-def latest_finished(roots: Iterable[Path], recipe: str) -> str | None:
-    """Folder of the newest succeeded run of a recipe, for ``${latest:RECIPE}``."""
-    for run in reversed(all_runs(roots)):
-        state = read_json(run.folder.state) or {}
-        if run.record.get("recipe") == recipe and state.get("state") == "SUCCEEDED":
-            return str(run.folder.root)
-    return None
-
-
 def save(run: Run) -> None:
     """Write a run's record."""
     write_json(run.folder.record, run.record)

@@ -10,12 +10,13 @@ from typing import Any
 
 from launcher import console
 from launcher.backends.base import ENDED, SUCCEEDED
+from launcher.durations import in_words
 from launcher.errors import RequestError
 from launcher.explain import failure_lines, next_commands
 from launcher.logs import Selection, explain_nothing, follow, read
 from launcher.progress import Progress
 from launcher.runs import state_of
-from launcher.status import RunStatus, in_words, reports, stage_progress, statuses
+from launcher.status import RunStatus, reports, stage_progress, statuses
 from launcher.store import Run
 
 EXIT_STOPPED_FOLLOWING = 130

@@ -51,14 +51,21 @@ class BackendState:
 class Backend(Protocol):
     """One scheduler. Rendering is pure: the same plan gives the same text on any machine."""
 
+    suffix: str
+    """File name ending of what is rendered."""
+
     def render(self, plan: Plan) -> str:
         """Return exactly what ``submit`` will send."""
 
     def check(self, plan: Plan) -> list[str]:
         """Return what this place lacks for the plan, seen from here before anything is sent."""
 
-    def submit(self, run: Run, rendered: str) -> list[str]:
-        """Send a run, new or resumed, and return its job ids. Raises BackendError when the scheduler refuses."""
+    def submit(self, run: Run, plan: Plan) -> list[str]:
+        """Send a run, new or resumed, as it was rendered; return its job ids.
+
+        Raises:
+            BackendError: the scheduler refused or did not answer; nothing of the run is left there.
+        """
 
     def states(self, runs: Sequence[Run]) -> list[BackendState]:
         """Return the states of runs, in one query whatever their number."""
@@ -67,7 +74,10 @@ class Backend(Protocol):
         """End a run and everything that belongs to it; return when it is gone."""
 
 
-_MODULES = {"local": "launcher.backends.local.backend:LocalBackend"}
+_MODULES = {
+    "local": "launcher.backends.local.backend:LocalBackend",
+    "slurm": "launcher.backends.slurm.backend:SlurmBackend",
+}
 
 
 def get_backend(name: str) -> Backend:

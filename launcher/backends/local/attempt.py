@@ -7,9 +7,10 @@ import signal
 import time
 from collections.abc import Callable
 
-from launcher.backends.local import processes
+from launcher import processes
 from launcher.backends.local.launch import Node, Site, start_gang, start_node
 from launcher.ending import LOST_PEER_GRACE_S, Ending, judge
+from launcher.exits import write_exit
 from launcher.plan import Step
 from launcher.run_folder import EXIT_INTERRUPTED
 
@@ -47,12 +48,14 @@ class Attempt:
         return self._judge()
 
     def _members(self) -> Ending:
-        waiting = list(range(self.step.nodes))
+        waiting = list(self.step.members) if self.step.kind == "array" else [0]
         free = list(self.site.gpus)
         running: list[Node] = []
         while waiting or running:
             for node in [node for node in running if node.process.poll() is not None]:
                 running.remove(node)
+                write_exit(self.site.run.stage(self.step.stage), self.step, self.site.attempt, node.number,
+                           node.process.returncode)  # fmt: skip
                 free += node.gpus
             while waiting and len(running) < self.step.parallel:
                 gpus = [free.pop(0) for _ in range(self.step.gpus_per_node)]

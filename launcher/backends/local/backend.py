@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -12,18 +11,18 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 
+from launcher import processes
 from launcher.backends.base import CANCELLED, ENDED, FAILED, BackendState
-from launcher.backends.local import gpu_queue, processes
+from launcher.backends.local import gpu_queue
 from launcher.backends.local.state import LocalState, latest_plan, load_state
 from launcher.errors import BackendError
 from launcher.plan import Plan
 from launcher.plan_text import load_plan, render
 from launcher.run_folder import ENV_RUN, RunFolder, write_json
+from launcher.runtime_check import lacking_runtime
 from launcher.store import Run
 
-_EXTRA = "'llavajob[train]'"
 _HELLO_S = 15.0
 """How long a new supervisor may take to write its first state."""
 
@@ -31,18 +30,20 @@ _HELLO_S = 15.0
 class LocalBackend:
     """Runs everything on this machine, under a detached supervisor per run."""
 
+    suffix = ".yaml"
+
     def render(self, plan: Plan) -> str:
         return render(plan)
 
     def check(self, plan: Plan) -> list[str]:
         """Find what this machine lacks: the Python that is named, and enough GPUs."""
-        missing = _lacking_runtime(plan.steps[0].command[0])
+        missing = lacking_runtime(plan.steps[0].command[0])
         wanted = max((step.gpus_per_node * step.parallel for step in plan.steps), default=0)
         if wanted:
             missing += _lacking_gpus(wanted, gpu_queue.total_gpus(plan.settings["gpus"]))
         return missing
 
-    def submit(self, run: Run, rendered: str) -> list[str]:
+    def submit(self, run: Run, plan: Plan) -> list[str]:
         """Start the supervisor, detached, and wait for its first sign."""
         if not run.folder.state.exists():
             LocalState().save(run.folder)
@@ -126,18 +127,6 @@ def _why_dead(state: LocalState, folder: RunFolder) -> str:
 def _kept(state: LocalState, folder: RunFolder) -> str:
     steps = folder.stage(state.stage).checkpoint_steps()
     return f"; the state of step {steps[-1]} is kept" if steps else ""
-
-
-def _lacking_runtime(python: str) -> list[str]:
-    """Say what the Python that is to run the jobs lacks; it is not started when it is this one."""
-    if python == sys.executable:
-        return [] if find_spec("torch") else [f"torch is not installed here: {sys.executable} -m pip install {_EXTRA}"]
-    if shutil.which(python) is None:
-        return [f"the profile's python {python} is not there"]
-    code = "import sys; from importlib.util import find_spec as has; sys.exit(not (has('torch') and has('llava')))"
-    if subprocess.run([python, "-c", code], capture_output=True, check=False, timeout=60).returncode == 0:
-        return []
-    return [f"the profile's python {python} lacks the runtime: {python} -m pip install {_EXTRA}"]
 
 
 def _lacking_gpus(wanted: int, have: int) -> list[str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.backends.local.processes import is_alive
+from launcher.processes import is_alive
 from launcher.run_folder import read_json, write_json
 
 

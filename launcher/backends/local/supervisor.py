@@ -15,8 +15,9 @@ import traceback
 from pathlib import Path
 from typing import IO
 
+from launcher import processes
 from launcher.backends.base import CANCELLED, ENDED, FAILED, PENDING, REQUEUED, RUNNING, SUCCEEDED, StepState
-from launcher.backends.local import gpu_queue, processes
+from launcher.backends.local import gpu_queue
 from launcher.backends.local.attempt import Attempt
 from launcher.backends.local.launch import Site
 from launcher.backends.local.state import latest_plan, load_state

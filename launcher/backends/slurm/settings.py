@@ -193,3 +193,9 @@ def gpus_per_node(settings: dict[str, Any]) -> int | None:
     if settings["gres"]:
         return parse_gres(settings["gres"])[1]
     return parse_gpus(str(settings["gpus"]))[1] if settings["gpus"] else None
+
+
+def lead_s(settings: dict[str, Any], grace_s: int) -> int:
+    """How long before the time limit Slurm is to signal: time enough to save, but no more than half of the limit."""
+    limit_s = parse_time_s(str(settings["time"])) if settings["time"] else None
+    return grace_s if limit_s is None else max(1, min(grace_s, limit_s // 2))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import psutil
 
 from launcher.run_folder import ENV_RUN
 
+_NOTHING: Mapping[str, str] = {}
 Identity = tuple[int, float]
 """Process id and start time: together they name one process, because ids are used again."""
 
@@ -36,25 +37,28 @@ def boot_time() -> float:
     return float(psutil.boot_time())
 
 
-def marked(folder: Path, spare: Iterable[int] = ()) -> list[psutil.Process]:
+def marked(folder: Path, spare: Iterable[int] = (), also: Mapping[str, str] = _NOTHING) -> list[psutil.Process]:
     """Return every process that carries the run's mark: agents, ranks, data workers, orphans.
 
     Args:
         folder: the run's folder, as it stands in the mark.
         spare: process ids to leave out; this process and its ancestors always are.
+        also: more environment variables that must have these values.
     """
     me = psutil.Process()
     left_out = {os.getpid(), *(parent.pid for parent in me.parents()), *spare}
-    return [p for p in psutil.process_iter() if p.pid not in left_out and _mark(p) == str(folder)]
+    mark = {ENV_RUN: str(folder), **also}
+    return [p for p in psutil.process_iter() if p.pid not in left_out and _carries(p, mark)]
 
 
-def _mark(process: psutil.Process) -> str | None:
+def _carries(process: psutil.Process, mark: Mapping[str, str]) -> bool:
     try:
         if process.status() == psutil.STATUS_ZOMBIE:
-            return None
-        return process.environ().get(ENV_RUN)
+            return False
+        environment = process.environ()
+        return all(environment.get(name) == value for name, value in mark.items())
     except (psutil.Error, OSError):
-        return None
+        return False
 
 
 def end_all(folder: Path, grace_s: float, spare: Iterable[int] = (), polite: bool = True) -> int:
@@ -74,11 +78,11 @@ def end_all(folder: Path, grace_s: float, spare: Iterable[int] = (), polite: boo
     return killed
 
 
-def wait_gone(folder: Path, most_s: float, spare: Iterable[int] = ()) -> bool:
+def wait_gone(folder: Path, most_s: float, spare: Iterable[int] = (), also: Mapping[str, str] = _NOTHING) -> bool:
     """Wait until no marked process is left, at most so long."""
     deadline = time.monotonic() + most_s
     spare = tuple(spare)
-    while marked(folder, spare):
+    while marked(folder, spare, also):
         if time.monotonic() >= deadline:
             return False
         time.sleep(0.1)

@@ -1,0 +1,99 @@
+"""The Slurm backend's own files in a run's folder, so that a run's state outlives the scheduler's memory.
+
+slurm/plan.yaml            what the batch scripts read
+slurm/jobs.json            which job was sent for which step; the end, once it is known
+slurm/state/STEP[-N].json  where a job (or member N of an array) says it is
+slurm/*_log.out            what batch scripts and submitit print
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launcher.backends.base import BackendState, StepState
+from launcher.run_folder import RunFolder, read_json, write_json
+
+
+def slurm_folder(run: RunFolder) -> Path:
+    return run.root / "slurm"
+
+
+def plan_file(run: RunFolder) -> Path:
+    return slurm_folder(run) / "plan.yaml"
+
+
+@dataclass
+class Word:
+    """What a job said last about itself: written by its batch script, read by everybody."""
+
+    job_id: str = ""
+    state: str = ""
+    """One of the backend's states; empty: it has not started yet."""
+    reason: str = ""
+    attempt: int = 0
+    fruitless: int = 0
+    """Attempts in a row that brought no new step."""
+    before: int = 0
+    """Durable progress when the current attempt began."""
+    started: float | None = None
+    ended: float | None = None
+    nodes: str = ""
+    """Slurm's list of its nodes."""
+
+
+def word_file(run: RunFolder, step: str, member: int | None = None) -> Path:
+    name = step if member is None else f"{step}-{member}"
+    return slurm_folder(run) / "state" / f"{name}.json"
+
+
+def read_word(run: RunFolder, step: str, member: int | None = None) -> Word:
+    """Read what a job said last; nothing yet gives an empty word."""
+    values = read_json(word_file(run, step, member)) or {}
+    return Word(**{name: values[name] for name in Word.__dataclass_fields__ if name in values})
+
+
+def write_word(run: RunFolder, step: str, member: int | None, word: Word) -> None:
+    write_json(word_file(run, step, member), asdict(word))
+
+
+@dataclass
+class Job:
+    """One step and the Slurm job that was sent for it."""
+
+    step: StepState
+    job_id: str = ""
+    """Empty: nothing was sent, because the step was done before."""
+    members: list[int] = field(default_factory=list)
+    """Shards of an array, by the index that Slurm gives them."""
+
+    def ids(self) -> list[str]:
+        """Job ids as Slurm lists them, one per member of an array."""
+        return [f"{self.job_id}_{index}" for index in range(len(self.members))] if self.members else [self.job_id]
+
+    def numbers(self) -> list[int | None]:
+        """Shards in the order of the ids; one None for what is no array."""
+        return [*self.members] or [None]
+
+
+@dataclass
+class Jobs:
+    """What a submission sent, and how the run ended once that is known."""
+
+    jobs: list[Job] = field(default_factory=list)
+    submitted: float = 0.0
+    end: BackendState | None = None
+
+    def save(self, run: RunFolder) -> None:
+        write_json(slurm_folder(run) / "jobs.json", asdict(self))
+
+
+def load_jobs(run: RunFolder) -> Jobs:
+    """Read what was sent for a run."""
+    values: dict[str, Any] = read_json(slurm_folder(run) / "jobs.json") or {}
+    jobs = [Job(StepState(**job["step"]), job["job_id"], job["members"]) for job in values.get("jobs", ())]
+    end = values.get("end")
+    if end is not None:
+        end = BackendState(**{**end, "steps": [StepState(**step) for step in end["steps"]]})
+    return Jobs(jobs, float(values.get("submitted", 0.0)), end)

@@ -1,0 +1,111 @@
+"""Sending one step to Slurm through submitit: a controller that is silent is asked again, and nothing is sent twice."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+from submitit.core.core import Job
+from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError, JobPaths
+
+from launcher import console
+from launcher.backends.slurm import task
+from launcher.backends.slurm.client import NotAnswering, find_submitted, is_silence, plain_words
+from launcher.backends.slurm.script import StepExecutor
+from launcher.errors import BackendError
+from launcher.plan import Plan, Step
+
+PATIENCE_S = 180.0
+"""How long a controller that does not answer is asked again to take a job."""
+_PAUSE_S = 3.0
+_COUNTED_BY_US = 365 * 24 * 60
+"""submitit would count time-outs, in minutes, by a rule of its own; the batch script does that here."""
+
+
+def send(plan: Plan, step: Step, after: str = "") -> str:
+    """Send a step's job, to start when the job ``after`` has succeeded; return its id.
+
+    Raises:
+        BackendError: sbatch refused, with its own words, or nobody answered for minutes.
+    """
+    executor = Sender(plan, step)
+    executor.dependency = after
+    executor.folder.mkdir(parents=True, exist_ok=True)
+    members: list[int | None] = list(step.members) or [None]
+    calls = [DelayedSubmission(task.run, str(plan.folder), step.name, member) for member in members]
+    return str(executor._internal_process_submissions(calls)[0].job_id).split("_")[0]
+
+
+class Sender(StepExecutor):
+    """The executor of a step, sending."""
+
+    def _internal_process_submissions(self, delayed_submissions: list[DelayedSubmission]) -> list[Job[Any]]:
+        """As submitit's, but an array stays one with a single member, and its dependency and Python are kept."""
+        folder = JobPaths.get_first_id_independent_folder(self.folder)
+        pickles = [folder / f"{uuid.uuid4().hex}.pkl" for _ in delayed_submissions]
+        try:
+            for call, path in zip(delayed_submissions, pickles, strict=True):
+                call.set_timeout(_COUNTED_BY_US, 0)
+                call.dump(path)
+            number = self._submit_command(self._submitit_command_str).job_id
+        except BaseException:
+            for path in pickles:
+                path.unlink(missing_ok=True)
+            raise
+        ids = [f"{number}_{index}" for index in range(len(pickles))] if "map_count" in self.parameters else [number]
+        jobs = [self.job_class(folder=self.folder, job_id=one, tasks=[0]) for one in ids]
+        for job, path in zip(jobs, pickles, strict=True):
+            job.paths.move_temporary_file(path, "submitted_pickle")
+        return jobs
+
+    def _submit_command(self, command: str) -> Job[Any]:
+        start = time.time()
+        while True:
+            try:
+                return super()._submit_command(command)
+            except (FailedJobError, FailedSubmissionError) as error:
+                self._clean_up()
+                words = plain_words(str(error))
+                if not is_silence(words):
+                    raise _refused(words) from None
+                found = self._sent_after_all(start)
+                if found:
+                    return self.job_class(folder=self.folder, job_id=found, tasks=[0])
+                if time.time() - start > PATIENCE_S:
+                    hint = "Nothing was sent. It may be restarting: try again in a few minutes, or see sinfo."
+                    raise NotAnswering(f"Slurm does not answer ({words})", hint) from None
+                console.say(f"Slurm does not answer ({words}); trying again ...")
+                time.sleep(_PAUSE_S)
+
+    def _sent_after_all(self, start: float) -> str | None:
+        """A controller may take a job and be cut off before it says so: look before sending once more."""
+        try:
+            return find_submitted(self.parameters["job_name"], start)
+        except NotAnswering:
+            return None
+
+    def _clean_up(self) -> None:
+        for path in self.folder.glob(".submission_file_*.sh"):
+            if not path.is_symlink():
+                path.unlink(missing_ok=True)
+
+
+def _refused(words: str) -> BackendError:
+    lowered = words.lower()
+    for sign, hint in _HINTS.items():
+        if sign in lowered:
+            return BackendError(f"sbatch refused: {words}", hint)
+    return BackendError(f"sbatch refused: {words}", "What the cluster offers: llavajob doctor --on PROFILE")
+
+
+_HINTS = {
+    "no such file": "Run this on a login node of the cluster, with Slurm's commands on PATH.",
+    "partition": "Partitions: sinfo -s. Name one: slurm.partition in the profile, or --set slurm.partition=NAME",
+    "account": "Your accounts: sacctmgr show associations user=$USER. Name one: --set slurm.account=NAME",
+    "qos": "Name another: --set slurm.qos=NAME",
+    "time limit": "The partition's longest: sinfo -o '%P %l'. Ask for less: --set slurm.time=12h",
+    "node count": "The partition's nodes: sinfo -o '%P %D'. Ask for fewer: --nodes N",
+    "node configuration": "What nodes have: sinfo -o '%P %c %m %G'. Ask for less: --nodes, --gpus-per-node, slurm.mem",
+    "memory": "What nodes have: sinfo -o '%P %m'. Ask for less: --set slurm.mem=SIZE",
+}

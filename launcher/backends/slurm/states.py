@@ -1,0 +1,174 @@
+"""Where a run on Slurm is: what its jobs said themselves, and what Slurm says of those that have not said the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from launcher.backends.base import (
+    CANCELLED,
+    ENDED,
+    FAILED,
+    PENDING,
+    REQUEUED,
+    RUNNING,
+    STARTING,
+    SUCCEEDED,
+    UNKNOWN,
+    BackendState,
+    StepState,
+)
+from launcher.backends.slurm.client import Answer, Foreign
+from launcher.backends.slurm.files import Job, Jobs, Word, read_word, slurm_folder
+from launcher.backends.slurm.words import ENDS, STATES, why_pending
+from launcher.failure import decode_exit
+from launcher.run_folder import RunFolder, read_json
+
+_NEW_S = 60.0
+"""So long a job may be unknown to Slurm after it was sent."""
+_LOG_BYTES = 2000
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One job, or one member of an array."""
+
+    state: str
+    reason: str = ""
+    attempt: int = 0
+    started: float | None = None
+    ended: float | None = None
+
+
+def open_ids(run: RunFolder, jobs: Jobs) -> list[str]:
+    """Ids of the jobs and members that have not said how they ended."""
+    return [
+        one
+        for job in jobs.jobs
+        if job.job_id
+        for one, number in zip(job.ids(), job.numbers(), strict=True)
+        if read_word(run, job.step.name, number).state not in ENDED
+    ]
+
+
+def run_state(run: RunFolder, jobs: Jobs, answer: Answer) -> BackendState:
+    """Put a run's state together from its jobs'."""
+    seen = [_step(run, jobs, job, answer) for job in jobs.jobs]
+    steps = [state for state, _ in seen]
+    current = next((n for n, step in enumerate(steps) if step.state != SUCCEEDED), len(steps) - 1)
+    step, reason = seen[current]
+    state = step.state
+    if len(steps) > 1 and reason:
+        reason = f"{step.name}: {reason}"
+    request = read_json(run.cancel_request)
+    if request is not None and state in (FAILED, CANCELLED):
+        state, reason = CANCELLED, f"cancelled by {request.get('by', 'a user')}"
+    if state == CANCELLED:
+        reason += _kept(run, step)
+    ended = [s.ended for s in steps if s.ended]
+    return BackendState(
+        state, reason, step.attempt, _attempts(run, steps), step.stage, [job.job_id for job in jobs.jobs if job.job_id],
+        steps, min((s.started for s in steps if s.started), default=None),
+        max(ended, default=time.time()) if state in ENDED else None,
+    )  # fmt: skip
+
+
+def _attempts(run: RunFolder, steps: Sequence[StepState]) -> int:
+    stages = {step.stage for step in steps if step.kind != "merge"}
+    return sum(
+        any(stage.attempt(n).glob("node*.log"))
+        for stage in (run.stage(name) for name in stages)
+        for n in stage.attempt_numbers()
+    )
+
+
+def _kept(run: RunFolder, step: StepState) -> str:
+    steps = run.stage(step.stage).checkpoint_steps()
+    return f"; state saved at step {steps[-1]}" if steps else ""
+
+
+def _step(run: RunFolder, jobs: Jobs, job: Job, answer: Answer) -> tuple[StepState, str]:
+    if not job.job_id:
+        return job.step, ""
+    numbers = job.numbers()
+    seen = [_seen(run, jobs, job, one, n, answer) for one, n in zip(job.ids(), numbers, strict=True)]
+    whole = _together(seen, numbers)
+    state = replace(job.step, state=whole.state, attempt=whole.attempt, started=whole.started, ended=whole.ended)
+    return state, whole.reason
+
+
+def _together(seen: Sequence[Seen], numbers: Sequence[int | None]) -> Seen:
+    """The members of an array as one: it goes on as long as one of them does."""
+    if len(seen) == 1 and numbers[0] is None:
+        return seen[0]
+    order = (RUNNING, STARTING, REQUEUED, PENDING, UNKNOWN, FAILED, CANCELLED, SUCCEEDED)
+    state = min((s.state for s in seen), key=order.index)
+    worst = [(n, s) for n, s in zip(numbers, seen, strict=True) if s.state in (FAILED, CANCELLED)]
+    telling = next((s.reason for s in seen if s.state == state and s.reason), "")
+    if worst:
+        number, one = worst[0]
+        more = f" (and {len(worst) - 1} more)" if len(worst) > 1 else ""
+        telling = f"shard {number}: {one.reason.removeprefix(f'shard {number}: ')}{more}"
+    return Seen(
+        state, telling, max(s.attempt for s in seen), min((s.started for s in seen if s.started), default=None),
+        max((s.ended for s in seen if s.ended), default=None) if state in ENDED else None,
+    )  # fmt: skip
+
+
+def _seen(run: RunFolder, jobs: Jobs, job: Job, one: str, number: int | None, answer: Answer) -> Seen:
+    word = read_word(run, job.step.name, number)
+    said = Seen(word.state, word.reason, word.attempt or job.step.attempt, word.started, word.ended)
+    if word.state in ENDED:
+        return said
+    foreign = answer.jobs.get(one)
+    if foreign is None:
+        return _unknown_to_slurm(said, jobs, one, answer)
+    if foreign.state == "COMPLETING":
+        return replace(said, state=said.state or RUNNING, reason=said.reason or "ending")
+    state = STATES.get(foreign.state, UNKNOWN)
+    if state in (PENDING, REQUEUED):
+        again = bool(word.state) or state == REQUEUED
+        why = why_pending(foreign.reason, foreign.start, again)
+        why = f"{why}; {word.reason}" if word.reason else why
+        return replace(said, state=REQUEUED if again else PENDING, reason=why)
+    if state == RUNNING:
+        return replace(said, state=STARTING if not word.state else word.state, started=said.started or foreign.start)
+    if state == UNKNOWN:
+        return replace(said, state=UNKNOWN, reason=f"Slurm says {foreign.state}, which is not known here")
+    reason = "" if state == SUCCEEDED else _why_ended(run, one, foreign, word)
+    return replace(said, state=state, reason=reason, ended=foreign.end or said.ended)
+
+
+def _unknown_to_slurm(said: Seen, jobs: Jobs, one: str, answer: Answer) -> Seen:
+    if answer.trouble:
+        return replace(said, state=said.state or PENDING, reason=f"{answer.trouble}; this is the last that was known")
+    if said.state:
+        reason = f"job {one} left Slurm without saying how it ended (killed from outside?)"
+        return replace(said, state=FAILED, reason=reason)
+    if time.time() - jobs.submitted < _NEW_S:
+        return replace(said, state=PENDING, reason="just sent")
+    return replace(said, state=FAILED, reason=f"job {one} left the queue before it started (cancelled from outside?)")
+
+
+def _why_ended(run: RunFolder, one: str, foreign: Foreign, word: Word) -> str:
+    """Say why a job ended that could not say so itself: Slurm's state, and the end of what its script printed."""
+    known = ENDS.get(foreign.state)
+    if foreign.state == "CANCELLED" and foreign.reason:
+        known = f"{known} {foreign.reason.replace('by ', 'by user ')}"
+    if known is None:
+        ended_by = -foreign.signal if foreign.signal else foreign.exit_code
+        known = f"the batch script ended without a word: {decode_exit(ended_by)}" if ended_by else "it ended at once"
+    where = f" on {foreign.nodes}" if foreign.nodes and "node" not in known else ""
+    tail = "" if word.state else _log_tail(run, one)
+    return f"{known}{where}" + (f"; Slurm's log ends with: {tail}" if tail else "")
+
+
+def _log_tail(run: RunFolder, one: str) -> str:
+    path = slurm_folder(run) / f"{one}_0_log.out"
+    try:
+        data = path.read_bytes()[-_LOG_BYTES:]
+    except OSError:
+        return ""
+    lines = [line for line in data.decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else ""

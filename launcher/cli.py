@@ -273,6 +273,26 @@ def profiles(as_json: Json = False) -> None:
     console.data(columns(table))
 
 
+@app.command()
+def doctor(on: On = None, as_json: Json = False) -> None:
+    """Check a profile against its place: what is there, what is missing, what to do."""
+    from dataclasses import asdict
+
+    from launcher.backends.base import get_backend
+    from launcher.doctor import examine_profile, examine_runs_folder
+    from launcher.profiles import find_profile
+
+    profile, found = find_profile(on), []
+    for look in (examine_profile, examine_runs_folder, get_backend(profile.backend).examine):
+        for finding in look(profile):
+            found.append(finding)
+            if not as_json:
+                console.data(finding.line())
+    if as_json:
+        console.data_json([asdict(finding) for finding in found])
+    _leave(int(any(finding.good is False for finding in found)))
+
+
 def main() -> None:
     """Entry point of the ``llavajob`` command."""
     try:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from launcher.doctor import Finding
 from launcher.plan import Plan, StepKind
+from launcher.profiles import Profile
 from launcher.store import Run
 
 PENDING, STARTING, RUNNING, REQUEUED = "PENDING", "STARTING", "RUNNING", "REQUEUED"
@@ -72,6 +74,9 @@ class Backend(Protocol):
 
     def cancel(self, run: Run) -> BackendState:
         """End a run and everything that belongs to it; return when it is gone."""
+
+    def examine(self, profile: Profile) -> Iterator[Finding]:
+        """Look at what this place offers and lacks for a profile."""
 
 
 _MODULES = {

@@ -9,16 +9,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from launcher import processes
 from launcher.backends.base import CANCELLED, ENDED, FAILED, BackendState
 from launcher.backends.local import gpu_queue
 from launcher.backends.local.state import LocalState, latest_plan, load_state
+from launcher.doctor import Finding
 from launcher.errors import BackendError
 from launcher.plan import Plan
 from launcher.plan_text import load_plan, render
+from launcher.profiles import Profile
 from launcher.run_folder import ENV_RUN, RunFolder, write_json
 from launcher.runtime_check import lacking_runtime
 from launcher.store import Run
@@ -92,6 +94,15 @@ class LocalBackend:
         # A supervisor that is still there by now hangs; it carries the mark and goes with the rest.
         processes.end_all(run.folder.root, 10.0)
         return self._settle(run.folder, who)
+
+    def examine(self, profile: Profile) -> Iterator[Finding]:
+        """Look at the Python and the GPUs of this machine."""
+        lacking = lacking_runtime(profile.python)
+        yield Finding("runtime", lacking[0] if lacking else profile.python, not lacking)
+        gpus = gpu_queue.total_gpus(profile.settings["gpus"])
+        yield Finding(
+            "GPUs", str(gpus) if gpus else "none; recipes run on CPU with --gpus-per-node 0", bool(gpus) or None
+        )
 
     def _settle(self, folder: RunFolder, who: str) -> BackendState:
         state = load_state(folder)

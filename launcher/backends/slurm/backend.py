@@ -8,7 +8,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from launcher import console
@@ -16,10 +16,12 @@ from launcher.backends.base import ENDED, SUCCEEDED, BackendState, StepState
 from launcher.backends.slurm import client
 from launcher.backends.slurm.files import Job, Jobs, load_jobs, plan_file, slurm_folder, word_file
 from launcher.backends.slurm.states import open_ids, run_state
+from launcher.doctor import Finding
 from launcher.ending import next_attempt
 from launcher.errors import BackendError
 from launcher.plan import Plan, Step
 from launcher.plan_text import load_plan, render
+from launcher.profiles import Profile
 from launcher.run_folder import RunFolder, write_aside, write_json
 from launcher.runtime_check import lacking_runtime
 from launcher.store import Run
@@ -90,6 +92,11 @@ class SlurmBackend:
         _wait_gone(numbers, _GONE_S)
         _forget_answers()
         return self.states([run])[0]
+
+    def examine(self, profile: Profile) -> Iterator[Finding]:
+        from launcher.backends.slurm.doctor import examine
+
+        return examine(profile)
 
 
 def _fresh_job(folder: RunFolder, step: Step, known: dict[str, Job], plan: Plan) -> Job:

@@ -1,0 +1,201 @@
+"""Does this profile fit this cluster? Asked of Slurm's own tools, and of one node."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import shlex
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from launcher.backends.slurm.client import ask, plain_words
+from launcher.backends.slurm.settings import (
+    gpus_per_node,
+    parse_gpus,
+    parse_memory_mb,
+    parse_time_s,
+    slurm_time,
+)
+from launcher.doctor import Finding
+from launcher.errors import BackendError, nearest
+from launcher.profiles import Profile
+
+_COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sacct")
+_NODE_WAIT_S = 30
+_PACKAGES = ("launcher", "llava", "submitit", "torch", "transformers", "peft", "bitsandbytes", "deepspeed")
+
+
+def examine(profile: Profile) -> Iterator[Finding]:
+    """Look at everything in order; what depends on something missing is left out."""
+    lacking = [name for name in _COMMANDS if shutil.which(name) is None]
+    if lacking:
+        cure = "Run this on a login node, or load the site's Slurm module."
+        yield Finding("commands", f"{', '.join(lacking)} not on PATH", False, cure)
+        return
+    try:
+        yield Finding("commands", ask("sbatch", "--version").strip())
+        yield Finding("controller", ask("scontrol", "ping").strip().splitlines()[0])
+        config = _pairs(ask("scontrol", "show", "config"), " = ")
+    except BackendError as error:
+        yield Finding("controller", error.message, False, "Nothing can be sent until it answers. Try again, or sinfo.")
+        return
+    yield from _accounting(profile)
+    yield from _partition(profile)
+    yield from _preemption(config)
+    yield from _node(profile)
+
+
+def _pairs(text: str, separator: str) -> dict[str, str]:
+    rows = (line.split(separator, 1) for line in text.splitlines() if separator in line)
+    return {name.strip(): value.strip() for name, value in rows}
+
+
+def _accounting(profile: Profile) -> Iterator[Finding]:
+    try:
+        ask("sacct", "-X", "--noheader", "--jobs=1")
+    except BackendError as error:
+        seen = f"off ({error.message}); states come from squeue and the runs' own files"
+        yield Finding("accounting", seen, None)
+        return
+    yield Finding("accounting", "on")
+    form = "format=account%80"
+    text = ask("sacctmgr", "--noheader", "show", "associations", f"user={getpass.getuser()}", form)
+    accounts = sorted(set(text.split()))
+    wanted = profile.settings["account"]
+    if wanted and accounts and wanted not in accounts:
+        cure = f"Set slurm.account to one of yours{nearest(wanted, accounts)}."
+        yield Finding("account", f"{wanted} is none of yours ({', '.join(accounts)})", False, cure)
+    elif accounts:
+        default = "" if wanted else "; none is set, so Slurm takes your default"
+        yield Finding("account", (wanted or ", ".join(accounts)) + default)
+
+
+def _partition(profile: Profile) -> Iterator[Finding]:
+    rows = [line.split("|") for line in ask("sinfo", "--noheader", "-o", "%P|%a|%l|%D|%c|%m|%G").splitlines()]
+    names = sorted({row[0].rstrip("*") for row in rows})
+    default = next((row[0][:-1] for row in rows if row[0].endswith("*")), "")
+    wanted = profile.settings["partition"].split(",")[0] or default
+    mine = [row for row in rows if row[0].rstrip("*") == wanted]
+    if not mine:
+        seen = f"there is none named {wanted}" if wanted else "none is set and the cluster has no default"
+        cure = f"Set slurm.partition to one of {', '.join(names)}{nearest(wanted, names)}"
+        yield Finding("partition", seen, False, cure)
+        return
+    state, limit, nodes = mine[0][1], mine[0][2], sum(int(row[3]) for row in mine)
+    seen = f"{wanted}{' (the default)' if wanted == default else ''}, {nodes} nodes, time limit {limit}"
+    yield Finding("partition", f"{seen}, {state}", state == "up", "" if state == "up" else "Wait, or take another.")
+    yield from _time(profile, limit)
+    yield from _node_size(profile, mine)
+
+
+def _time(profile: Profile, limit: str) -> Iterator[Finding]:
+    wanted = str(profile.settings["time"])
+    if not wanted:
+        yield Finding("time", "none is set, so the partition's default holds", None, "Set slurm.time, such as 12h.")
+        return
+    most_s, asked_s = None if limit == "infinite" else parse_time_s(limit), parse_time_s(wanted)
+    if most_s is not None and (asked_s is None or asked_s > most_s):
+        cure = f"Set slurm.time to {limit} or less; a job that reaches it is requeued and goes on."
+        yield Finding("time", f"{slurm_time(wanted)} is longer than the partition allows ({limit})", False, cure)
+    else:
+        yield Finding("time", slurm_time(wanted))
+
+
+def _node_size(profile: Profile, rows: list[list[str]]) -> Iterator[Finding]:
+    place = profile.settings
+    cpus, memory = (max(int(row[n].rstrip("+")) for row in rows) for n in (4, 5))
+    if place["cpus"] and place["cpus"] > cpus:
+        yield Finding("cpus", f"{place['cpus']} asked for, nodes have {cpus}", False, f"Set slurm.cpus to {cpus}.")
+    if place["mem"] and parse_memory_mb(str(place["mem"])) > memory:
+        cure = f"Set slurm.mem to {memory}M or less."
+        yield Finding("mem", f"{place['mem']} asked for, nodes have {memory}M", False, cure)
+    offered = sorted({row[6].split("(")[0] for row in rows if "gpu" in row[6]})
+    asked = gpus_per_node(place) or profile.values.get(("resources", "gpus_per_node")) or 0
+    most = max((int(part) for text in offered for part in text.split(":")[-1:] if part.isdigit()), default=0)
+    kind = parse_gpus(str(place["gpus"]))[0] if place["gpus"] else ""
+    if asked > most or (kind and not any(f":{kind}:" in text for text in offered)):
+        seen = f"{place['gpus'] or place['gres'] or asked} asked for, nodes have {', '.join(offered) or 'none'}"
+        yield Finding("gpus", seen, False, "Set slurm.gpus or slurm.gres to what nodes have; CPU: --gpus-per-node 0.")
+    else:
+        yield Finding("gpus", ", ".join(offered) or "nodes have none", True if offered else None)
+
+
+def _preemption(config: dict[str, str]) -> Iterator[Finding]:
+    kind, mode = config.get("PreemptType", ""), config.get("PreemptMode", "OFF")
+    if "none" in kind or mode == "OFF":
+        yield Finding("preemption", "off")
+    else:
+        seen = f"{mode} ({kind.removeprefix('preempt/')}); a job that is told saves, and is requeued"
+        yield Finding("preemption", seen)
+    kill_wait = config.get("KillWait", "")
+    seen = f"{kill_wait} between scancel's SIGTERM and SIGKILL; llavajob cancel saves first and waits longer"
+    yield Finding("KillWait", seen, None)
+
+
+def _node(profile: Profile) -> Iterator[Finding]:
+    """Start one short task: what a node sees of the runs folder, the Python and its packages."""
+    profile.runs.mkdir(parents=True, exist_ok=True)
+    marker = profile.runs / f".doctor-{uuid.uuid4().hex[:8]}"
+    marker.write_text("seen", encoding="utf-8")
+    try:
+        report = _ask_node(profile, marker)
+    except BackendError as error:
+        yield Finding("node", error.message, None if "no node" in error.message else False, error.hint)
+        return
+    finally:
+        marker.unlink(missing_ok=True)
+    yield Finding("node", f"{report['host']} ran a task, Python {report['python']}")
+    if report["marker"]:
+        yield Finding("shared folder", f"{profile.runs} is the same on the node")
+    else:
+        cure = "Set runs: in the profile to a folder on the file system that all nodes share."
+        yield Finding("shared folder", f"the node does not see {profile.runs} as it is here", False, cure)
+    absent = [name for name in _PACKAGES if name not in report["packages"]]
+    if absent:
+        cure = f"In the environment that all nodes see: {profile.python} -m pip install 'llavajob[train]'"
+        yield Finding("packages", f"missing on the node: {', '.join(absent)}", False, cure)
+    else:
+        yield Finding("packages", "all there on the node")
+    if report["gpus"]:
+        yield Finding("GPU", report["gpus"][0])
+
+
+_LOOK = """
+import json, os, platform, socket, subprocess, sys
+from importlib.util import find_spec
+packages = [name for name in sys.argv[2:] if find_spec(name)]
+try:
+    gpus = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout.splitlines()
+except OSError:
+    gpus = []
+host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+print("LOOKED" + json.dumps(dict(host=host, python=platform.python_version(), marker=os.path.exists(sys.argv[1]),
+                                 packages=packages, gpus=gpus)))
+"""
+
+
+def _ask_node(profile: Profile, marker: Path) -> dict[str, Any]:
+    place = profile.settings
+    options = [f"--{name}={place[name]}" for name in ("partition", "account", "qos", "constraint", "reservation")
+               if place[name]]  # fmt: skip
+    options += ["--gpus=1"] if gpus_per_node(place) else []
+    command = [
+        "srun", "--nodes=1", "--ntasks=1", "--time=2", f"--immediate={_NODE_WAIT_S}", "--job-name=llavajob-doctor",
+        *options, *shlex.split(place["container"]), profile.python, "-c", _LOOK, str(marker), *_PACKAGES,
+    ]  # fmt: skip
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_NODE_WAIT_S + 60, check=False)
+    except subprocess.TimeoutExpired:
+        raise BackendError("a task on a node did not come back", "Look at the nodes: sinfo -R") from None
+    line = next((line[6:] for line in done.stdout.splitlines() if line.startswith("LOOKED")), None)
+    if line is not None:
+        return dict(json.loads(line))
+    words = plain_words(done.stderr)
+    if "immediate" in words.lower() or "requested nodes are busy" in words.lower():
+        hint = "Python, packages and the shared folder were not checked. Try again when a node is free."
+        raise BackendError(f"no node was free within {_NODE_WAIT_S} s", hint)
+    raise BackendError(f"a task on a node failed: {words}", f"It ran {profile.python}; set python: in the profile.")

@@ -34,6 +34,7 @@ NODES = ("node1", "node2")
 START_LIMIT_S = 60.0
 STOP_LIMIT_S = 60.0
 CALL_LIMIT_S = 60.0
+CANCEL_LIMIT_S = 120.0
 POLL_S = 0.05
 LOG_LINES = 20
 # A Unix socket's path has at most 107 characters; slurmstepd's below the folder take up to 40 of them.
@@ -124,6 +125,31 @@ def missing() -> str | None:
     return None
 
 
+def apt(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run apt-get without questions; it waits for another one to finish."""
+    return subprocess.run(
+        ["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=300", *arguments],
+        env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def install() -> str | None:
+    """Install the packages; why that failed, or None."""
+    if shutil.which("apt-get") is None or os.geteuid() != 0:
+        return "the packages cannot be installed: that takes root and apt-get"
+    wanted = ("install", "--yes", "--no-install-recommends", *PACKAGES)
+    done = apt(*wanted)
+    if done.returncode:
+        # A new machine knows no packages before its first update.
+        apt("update")
+        done = apt(*wanted)
+    return f"the packages cannot be installed: {done.stdout.strip()[-400:]}" if done.returncode else None
+
+
 def reserve(count: int) -> list[socket.socket]:
     """Sockets bound to free ports, not listening.
 
@@ -169,6 +195,12 @@ def describe(processes: Sequence[psutil.Process]) -> list[str]:
         with contextlib.suppress(psutil.Error):
             lines.append(f"{process.pid} {' '.join(process.cmdline()) or process.name()}")
     return lines
+
+
+def remains(folder: Path) -> list[str]:
+    """What there is of the bed in a folder, by SLURM_CONF, command line or place; the folder itself too."""
+    found = {process.pid: process for process in (*strays(folder), *mentions(folder))}
+    return describe(list(found.values())) + [str(path) for path in [folder] if path.exists()]
 
 
 class Keeper:
@@ -233,6 +265,23 @@ class Cluster:
             raise BedError(f"{' '.join(command)} ended with {done.returncode}: {said}")
         return done.stdout
 
+    def cancel_jobs(self, below: Path | None = None) -> None:
+        """Cancel this user's jobs, or those that work below a folder, and wait until none is left."""
+
+        def queued() -> list[list[str]]:
+            lines = self.call("squeue", "--noheader", "--me", "--format=%A|%t|%Z|%o").splitlines()
+            return [line.split("|") for line in lines if below is None or f"{below}/" in line]
+
+        def gone() -> bool:
+            # A job that is completing ends by itself, or comes back to the queue and is cancelled there.
+            left = queued()
+            for job in {fields[0] for fields in left if fields[1] != "CG"}:
+                with contextlib.suppress(BedError):
+                    self.call("scancel", job)
+            return not left
+
+        until(gone, CANCEL_LIMIT_S, lambda: f"jobs that do not end: {queued()}")
+
 
 class Bed(Cluster):
     """One cluster of two nodes below a folder of its own; ``environment`` names it to other processes."""
@@ -289,15 +338,20 @@ class Bed(Cluster):
         self._keeper.ask({"outlive": True})
 
     def leftovers(self) -> list[str]:
-        """What there is of the bed: processes by parentage, SLURM_CONF, command line or place; its folder."""
-        found = {process.pid: process for process in (*self._kept(), *strays(self.folder), *mentions(self.folder))}
-        return describe(list(found.values())) + [str(path) for path in [self.folder] if path.exists()]
+        """What there is of the bed: what remains of its folder, and what is below its keeper."""
+        return list(dict.fromkeys([*describe(self._kept()), *remains(self.folder)]))
+
+    def pids(self) -> list[int]:
+        """The processes that the bed started, the keeper and jobs included."""
+        return [process.pid for process in self._kept()]
 
     def job_processes(self) -> list[str]:
         """What runs beside the daemons: processes of steps and jobs, and clients such as srun."""
-        kept = {process.pid for process in self._kept()}
-        clients = [process for process in strays(self.folder) if process.pid not in kept]
-        return describe([process for family in self._steps() for process in family] + clients)
+        return describe(self._beside_daemons())
+
+    def kill_job_processes(self) -> None:
+        """End what runs beside the daemons, whatever Slurm thinks of it."""
+        kill(self._beside_daemons())
 
     # Daemons one by one
 
@@ -470,6 +524,12 @@ class Bed(Cluster):
         tops = [process for process in (self._keeper.children() if self._keeper else []) if process.pid not in known]
         return [[top, *offspring(top)] for top in tops]
 
+    def _beside_daemons(self) -> list[psutil.Process]:
+        """Processes of steps, and clients."""
+        kept = set(self.pids())
+        clients = [process for process in strays(self.folder) if process.pid not in kept]
+        return [process for family in self._steps() for process in family] + clients
+
     def _kill_steps(self, node: str) -> bool:
         """Kill the steps of a node; whether there were any."""
         found = [family for family in self._steps() if any(_is_on(process, node) for process in family)]
@@ -502,9 +562,9 @@ def down(folder: Path) -> None:
         if str(folder) not in keeper.cmdline():
             raise psutil.NoSuchProcess(keeper.pid)
         keeper.terminate()
-        keeper.wait(timeout=STOP_LIMIT_S)
     except (OSError, psutil.NoSuchProcess):
-        raise SystemExit(f"no bed runs in {folder}") from None
+        raise BedError(f"no bed runs in {folder}") from None
+    until(lambda: not alive(keeper), STOP_LIMIT_S, lambda: f"left of the bed: {remains(folder)}")
 
 
 def main() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from launcher.plan import Step
 from launcher.run_folder import ENV_ATTEMPT, ENV_ATTEMPT_DIR, ENV_NODE, ENV_RUN, RunFolder
 
 
-def node_environment(step: Step, run: RunFolder, attempt: int, number: int, sharing: int) -> dict[str, str]:
+def node_environment(
+    step: Step, run: RunFolder, attempt: int, number: int, sharing: int, code: Path | None
+) -> dict[str, str]:
     """Return what a node's process gets beside what it inherits.
 
     Args:
@@ -17,6 +20,7 @@ def node_environment(step: Step, run: RunFolder, attempt: int, number: int, shar
         attempt: number of the attempt.
         number: node or shard, from 0.
         sharing: how many nodes or members share this machine's cores.
+        code: copy of the code that is to run.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = step.threads_per_process or max(1, cores // (sharing * step.processes_per_node))
@@ -32,4 +36,7 @@ def node_environment(step: Step, run: RunFolder, attempt: int, number: int, shar
     }
     if step.kind != "merge":  # the merge has no ranks with logs of their own; all goes to the node's log
         environment[ENV_ATTEMPT_DIR] = str(run.stage(step.stage).attempt(attempt))
+    if code is not None:
+        others = step.environment.get("PYTHONPATH") or os.environ.get("PYTHONPATH") or ""
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(code), others]))
     return environment

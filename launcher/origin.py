@@ -23,19 +23,24 @@ def describe_origin() -> dict[str, Any]:
         "folder": str(Path.cwd()),
         "user": getpass.getuser(),
         "host": socket.gethostname(),
-        "git_commit": _git("rev-parse", "HEAD"),
+        "git_commit": git_commit(Path.cwd()),
         "versions": {"llavajob": __version__, "python": platform.python_version()},
     }
 
 
-def code_diff() -> str:
-    """Return the uncommitted change of the folder's git checkout, cut at 1 MiB; empty outside of one."""
-    return (_git("diff", "HEAD", "--no-color", "--no-ext-diff") or "")[:_LARGEST_DIFF]
+def git_commit(folder: Path) -> str | None:
+    """Return the commit that a folder's git checkout is at; None outside of one."""
+    return _git(folder, "rev-parse", "HEAD")
 
 
-def _git(*arguments: str) -> str | None:
+def code_diff(folder: Path) -> str:
+    """Return the uncommitted change of a folder's git checkout, cut at 1 MiB; empty outside of one."""
+    return (_git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff") or "")[:_LARGEST_DIFF]
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, timeout=10, check=False)
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else None

@@ -74,8 +74,9 @@ def make_plan(run: str, folder: Path, place: Profile, stages: Sequence[Stage]) -
     if problems:
         raise RecipeError(problems)
     steps = [step for stage in stages for step in _steps(stage, place.python, place.environment)]
+    code = RunFolder(folder).code if place.code == "snapshot" else None
     configs = {str(RunFolder(stage.folder).config): config_values(stage) for stage in stages}
-    return Plan(run, folder, place.backend, place.settings, tuple(steps), configs)
+    return Plan(run, folder, place.backend, place.settings, tuple(steps), configs, code=code)
 
 
 def config_values(stage: Stage) -> dict[str, Any]:

@@ -54,6 +54,10 @@ class RunFolder:
         return self.root / "code.diff"
 
     @property
+    def code(self) -> Path:
+        return self.root / "code"
+
+    @property
     def config(self) -> Path:
         return self.root / "config.yaml"
 

@@ -18,6 +18,7 @@ from launcher.profiles import Profile, find_profile, override_place, runs_roots
 from launcher.recipe import Override, Recipe, Stage, apply_overrides, load, stages_of
 from launcher.references import Names
 from launcher.run_folder import RunFolder, read_json, write_aside
+from launcher.snapshot import take_snapshot
 from launcher.store import Run, all_runs, check_name, find_run, make_folder, new_name, now, save
 from launcher.tree import Tree
 from launcher.yaml_text import dump
@@ -101,7 +102,7 @@ def submit(prepared: Prepared) -> tuple[Run, list[str]]:
         "submissions": [],
     }
     try:
-        diff = code_diff()
+        diff = code_diff(Path.cwd())
         if diff:
             write_aside(folder.code_diff, diff)
         _write(Run(folder, record), prepared)
@@ -127,6 +128,8 @@ def _write(run: Run, prepared: Prepared) -> None:
     write_aside(run.folder.rendered(attempt, suffix), prepared.rendered)
     run.record["recipe_tree"] = prepared.recipe.tree.values
     run.record["origins"] = {".".join(key): origin for key, origin in prepared.recipe.tree.origins.items() if key}
+    if prepared.plan.code is not None:
+        run.record["code"] = take_snapshot(prepared.plan.code)
     run.record["place"] = [[".".join(o.key), o.text, o.origin] for o in prepared.profile.overrides]
     run.record["values"] = {stage.name: stage.tree.values for stage in prepared.stages}
     run.record["submissions"].append({"time": now(), "attempt": attempt, "job_ids": []})

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from launcher.node_environment import node_environment
 from launcher.plan import SHARD, Step
@@ -30,6 +31,8 @@ class Site:
     attempt: int
     gpus: list[str]
     """CUDA names of the GPUs that the run holds."""
+    code: Path | None = None
+    """Copy of the code that is to run."""
 
 
 def free_port() -> int:
@@ -66,7 +69,7 @@ def start_node(step: Step, site: Site, number: int, gpus: list[str], extra: dict
         gpus: CUDA names of its GPUs.
         extra: more environment variables.
     """
-    own = node_environment(step, site.run, site.attempt, number, step.parallel)
+    own = node_environment(step, site.run, site.attempt, number, step.parallel, site.code)
     environment = {**os.environ, **(extra or {}), **own}
     if step.kind == "merge":
         environment.pop(ENV_ATTEMPT_DIR, None)

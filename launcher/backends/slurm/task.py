@@ -39,7 +39,7 @@ def run(folder: str, step_name: str, member: int | None) -> None:
     plan = load_plan(plan_file(RunFolder(Path(folder))))
     step = next(step for step in plan.steps if step.name == step_name)
     number = int(os.environ.get("SLURM_PROCID", "0")) if member is None else member
-    code = Task(RunFolder(plan.folder), step, int(os.environ[ENV_ATTEMPT]), number).run()
+    code = Task(RunFolder(plan.folder), step, int(os.environ[ENV_ATTEMPT]), number, plan.code).run()
     if code:
         raise SystemExit(code)
 
@@ -52,6 +52,8 @@ class Task:
     step: Step
     attempt: int
     number: int
+    code: Path | None = None
+    """Copy of the code that is to run."""
     asked: float | None = None
     """When a signal asked to save and leave."""
     asked_by: signal.Signals = signal.SIGTERM
@@ -91,7 +93,7 @@ class Task:
         stage = self.stage
         stage.attempt(self.attempt).mkdir(parents=True, exist_ok=True)
         command = [part.replace(SHARD, str(self.number)) for part in self.step.command]
-        own = node_environment(self.step, self.folder, self.attempt, self.number, sharing=1)
+        own = node_environment(self.step, self.folder, self.attempt, self.number, sharing=1, code=self.code)
         with stage.node_log(self.attempt, self.number).open("ab") as log:
             return subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,

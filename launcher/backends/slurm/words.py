@@ -79,6 +79,8 @@ REASONS = {
     "": "",
 }
 
+_FAR_S = 30 * 86400
+
 
 def why_pending(reason: str, start: float | None, again: bool) -> str:
     """Say why a job waits and until when, with Slurm's own word in brackets.
@@ -97,4 +99,5 @@ def why_pending(reason: str, start: float | None, again: bool) -> str:
     text = f"{known} ({reason})" if reason not in ("", "None") else known
     if again:
         text = f"requeued; {text}" if text else "requeued"
-    return f"{text}; expected to start in {in_words(left_s)}" if left_s else text
+    # Without a time limit on what runs, Slurm expects a start in a year: no help to anybody.
+    return f"{text}; expected to start in {in_words(left_s)}" if left_s and left_s < _FAR_S else text

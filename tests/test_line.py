@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.launcher.conftest import Shell, shell
+from tests.shell import Shell, shell
 from tests.world import build_world, losses, train_recipe, write_recipe
 
 __all__ = ["shell"]

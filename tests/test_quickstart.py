@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.launcher.conftest import Shell, shell
+from tests.shell import Shell, shell
 
 __all__ = ["shell"]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.launcher.conftest import Shell
+from tests.shell import Shell
 
 Write = Callable[..., str]
 STATUS_KEYS = {

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import psutil
 
-from tests.launcher.conftest import Shell
+from tests.shell import Shell
 
 Write = Callable[..., str]
 

@@ -16,7 +16,7 @@ from launcher.references import Names, resolve
 from launcher.runs import prepare
 from launcher.shipped import recipe_names
 from launcher.tree import Tree, read_tree
-from tests.launcher.conftest import Shell
+from tests.shell import Shell
 
 Write = Callable[..., str]
 MINIMAL = """\

@@ -1,7 +1,8 @@
 """Stands in for the agent and its ranks: counts steps, starts a grandchild, saves and leaves when told to.
 
-How it behaves is said by the recipe's environment: STANDIN_STEPS, STANDIN_STEP_S, STANDIN_FAIL (``exit:3``,
-``kill``, ``error``), STANDIN_FAIL_ATTEMPTS (how many attempts fail), STANDIN_DEAF (ignore SIGTERM).
+How it behaves is said by the environment: STANDIN_STEPS, STANDIN_STEP_S, STANDIN_FAIL (``exit:3``, ``kill``,
+``error``), STANDIN_FAIL_ATTEMPTS (how many attempts fail), STANDIN_FAIL_NODE, STANDIN_DEAF (ignore both signals).
+Each start leaves what the launcher gave it in ``started-NODE.json`` beside the logs.
 """
 
 import json
@@ -19,7 +20,8 @@ run, node = Path(config["run_dir"]), int(os.environ["LLAVAJOB_NODE"])
 attempt = int(os.environ["LLAVAJOB_ATTEMPT"])
 attempt_dir = Path(os.environ["LLAVAJOB_ATTEMPT_DIR"])
 told = []
-signal.signal(signal.SIGTERM, signal.SIG_IGN if "STANDIN_DEAF" in os.environ else lambda *a: told.append(1))
+for number in (signal.SIGTERM, signal.SIGUSR2):
+    signal.signal(number, signal.SIG_IGN if "STANDIN_DEAF" in os.environ else lambda number, frame: told.append(number))
 
 grandchild = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 subprocess.Popen([sys.executable, "-c", grandchild], start_new_session=True)
@@ -48,6 +50,7 @@ def error(**fields):
 
 done = sorted(int(p.parent.name[5:]) for p in (run / "checkpoints").glob("step-*/COMPLETE"))
 first, total = (done[-1] if done else 0), int(os.environ.get("STANDIN_STEPS", "5"))
+(attempt_dir / f"started-{node}.json").write_text(json.dumps(dict(os.environ)))
 say(f"node {node} starts at step {first} with {config['train']['device_batch']} per device")
 how = os.environ.get("STANDIN_FAIL", "") if attempt < int(os.environ.get("STANDIN_FAIL_ATTEMPTS", "99")) else ""
 for step in range(first + 1, total + 1):
@@ -59,8 +62,9 @@ for step in range(first + 1, total + 1):
             metrics.write(json.dumps(row) + "\n")
     if told:
         save(step)
+        say(f"saved because of {signal.Signals(told[0]).name}")
         sys.exit(175)
-    if how and step == first + 2 and node == 0:
+    if how and step == first + 2 and node == int(os.environ.get("STANDIN_FAIL_NODE", "0")):
         if "progress" in how:
             save(step)
         if "kill" in how:

@@ -191,6 +191,9 @@ def logs(
     follow: Follow = False,
     rank: Annotated[list[int] | None, typer.Option("--rank", help="Only this rank. Repeatable.", metavar="R")] = None,
     node: Annotated[list[int] | None, typer.Option("--node", help="Only this node. Repeatable.", metavar="N")] = None,
+    shard: Annotated[
+        list[int] | None, typer.Option("--shard", help="Only this shard of an evaluation. Repeatable.", metavar="S")
+    ] = None,
     attempt: Annotated[int | None, typer.Option("--attempt", help="Only this attempt.", metavar="A")] = None,
     stage: Annotated[list[str] | None, typer.Option("--stage", help="Only this stage of a pipeline.")] = None,
     tail: Annotated[int | None, typer.Option("--tail", help="Only the last N lines.", metavar="N", min=0)] = None,
@@ -200,7 +203,7 @@ def logs(
     """Print the logs of all ranks, merged by time; equal lines are folded."""
     from launcher.watch import LogChoice, show_logs
 
-    choice = LogChoice(rank or [], node or [], attempt, stage or [], tail, grep, since)
+    choice = LogChoice(rank or [], node or [], attempt, stage or [], tail, grep, since, shard or [])
     _leave(show_logs(_find(run), choice, follow))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from launcher import console
@@ -14,8 +14,8 @@ from launcher.durations import in_words
 from launcher.errors import RequestError
 from launcher.explain import failure_lines, next_commands
 from launcher.logs import Selection, explain_nothing, follow, read
+from launcher.lookout import Lookout, without_countdown
 from launcher.progress import Progress
-from launcher.runs import state_of
 from launcher.status import RunStatus, reports, stage_progress, statuses
 from launcher.store import Run
 
@@ -34,6 +34,7 @@ class LogChoice:
     tail: int | None
     grep: str | None
     since: str | None
+    shards: list[int] = field(default_factory=list)
 
 
 def show_logs(run: Run, choice: LogChoice, stay: bool) -> int:
@@ -42,6 +43,8 @@ def show_logs(run: Run, choice: LogChoice, stay: bool) -> int:
     Raises:
         RequestError: a pattern or a time that cannot be understood.
     """
+    if choice.shards:
+        choice = _of_shards(run, choice)
     try:
         chosen = Selection(
             ranks=tuple(choice.ranks), nodes=tuple(choice.nodes), attempt=choice.attempt, tail=choice.tail,
@@ -55,7 +58,8 @@ def show_logs(run: Run, choice: LogChoice, stay: bool) -> int:
             console.say(f"No log lines fit: {explain_nothing(run.folder.root, chosen)}")
         return 0
     try:
-        _print(follow(run.folder.root, chosen, is_over=lambda: _is_over(run), wait=time.sleep))
+        with Lookout(run) as lookout:
+            _print(follow(run.folder.root, chosen, is_over=lookout.is_over, wait=time.sleep))
     except KeyboardInterrupt:
         return _stopped_following(run)
     return _result(run)
@@ -67,8 +71,9 @@ def watch(run: Run, quiet_stdout: bool = False) -> int:
         if sys.stderr.isatty():
             _bars(run)
         else:
-            lines = follow(run.folder.root, Selection(), is_over=lambda: _is_over(run), wait=time.sleep)
-            _print(lines, to_people=quiet_stdout)
+            with Lookout(run) as lookout:
+                lines = follow(run.folder.root, Selection(), is_over=lookout.is_over, wait=time.sleep)
+                _print(lines, to_people=quiet_stdout)
     except KeyboardInterrupt:
         return _stopped_following(run)
     return _result(run, quiet_stdout)
@@ -82,8 +87,13 @@ def _print(lines: Iterable[str], to_people: bool = False) -> int:
     return count
 
 
-def _is_over(run: Run) -> bool:
-    return state_of(run).state in ENDED
+def _of_shards(run: Run, choice: LogChoice) -> LogChoice:
+    """A shard's log is a rank's and a node's of an evaluation."""
+    kinds = {name: values.get("kind") for name, values in (run.record.get("values") or {}).items()}
+    stages = [name for name, kind in kinds.items() if kind == "eval" and name]
+    if not stages and run.record["kind"] != "eval":
+        raise RequestError(f"{run.name} evaluates nothing, so it has no shards", "Ranks of a training: --rank R")
+    return replace(choice, ranks=choice.shards, nodes=choice.shards, stages=choice.stages or stages)
 
 
 def _stopped_following(run: Run) -> int:
@@ -137,9 +147,10 @@ def _update(bars: Any, tasks: dict[str, Any], status: RunStatus, run: Run) -> No
         completed = 1.0 if step.state == SUCCEEDED else done or 0.0
         took = in_words((step.ended or time.time()) - step.started) if step.started else ""
         bars.update(tasks[step.name], total=total, completed=completed, words=words, took=took)
-    if status.reason:
-        bars.console.print(status.reason) if tasks.get("reason") != status.reason else None
-        tasks["reason"] = status.reason
+    reason = without_countdown(status.reason)
+    if reason and tasks.get("reason") != reason:
+        bars.console.print(status.reason)
+    tasks["reason"] = reason
 
 
 def _bar_words(state: str, progress: Progress, is_merge: bool) -> tuple[float | None, str]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from typing import Any
 
 from llava import interrupt
 from llava.errors import EXIT_BAD_REQUEST, EXIT_DONE, EXIT_FAILED, EXIT_FINAL, EXIT_INTERRUPTED
+from llava.host import host_name
 from llava.run_folder import ENV_ATTEMPT_DIR, ENV_NODE, write_aside
 
 GRACE_SECONDS = 20
@@ -185,7 +185,7 @@ def write_error(worker: Worker, code: int, name: str, collective: bool) -> None:
         "rank": worker.rank,
         "local_rank": worker.local_rank,
         "node": int(os.environ.get(ENV_NODE, "0")),
-        "host": socket.gethostname(),
+        "host": host_name(),
         "pid": worker.process.pid,
         "time": time.time(),
         "exit_code": code,

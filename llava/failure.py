@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import re
-import socket
 import time
 import traceback
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, NoReturn
 
 from llava import logs
 from llava.errors import EXIT_BAD_REQUEST, EXIT_FAILED, EXIT_FINAL, Interrupted, LlavaError, TrainingError
+from llava.host import host_name
 from llava.run_folder import ENV_ATTEMPT_DIR, ENV_NODE, RunFolder, write_aside
 
 # How gloo, NCCL and the store say that a peer is gone.
@@ -127,7 +127,7 @@ def whoami() -> dict[str, Any]:
         "rank": int(os.environ.get("RANK", "0")),
         "local_rank": int(os.environ.get("LOCAL_RANK", "0")),
         "node": int(node),
-        "host": socket.gethostname(),
+        "host": host_name(),
     }
 
 

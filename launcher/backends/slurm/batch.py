@@ -33,6 +33,9 @@ PATIENCE_S = 900.0
 _START_S = 60.0
 """An attempt that has no more time than this beside the time to save is not worth starting."""
 
+_SENT_S = 60.0
+"""How long a job that starts at once waits for its submission to be written down."""
+
 
 @dataclass
 class Batch:
@@ -70,6 +73,9 @@ class Batch:
 def begin(batch: Batch) -> str:
     """Start an attempt: return the lines that tell the shell about it, or the end of the script."""
     job_id = os.environ["SLURM_JOB_ID"]
+    if not _was_sent(batch):
+        _log(f"{batch.folder.root} knows nothing of job {job_id}: its submission was interrupted, or sent anew")
+        return "exit 1"
     word = batch.word()
     who = batch.cancelled_by()
     if who is not None:
@@ -95,6 +101,17 @@ def begin(batch: Batch) -> str:
     batch.write(word)
     batch.event("attempt", number=word.attempt, job=job_id, nodes=word.nodes)
     return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in _told(batch, word).items())
+
+
+def _was_sent(batch: Batch) -> bool:
+    """Whether the run's folder has this job: a job that nobody knows of must not do a known one's work as well."""
+    number = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ["SLURM_JOB_ID"]
+    deadline = time.monotonic() + _SENT_S
+    while not any(job.job_id == number for job in load_jobs(batch.folder).jobs):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def _account_for_loss(batch: Batch, word: Word) -> str | None:

@@ -73,7 +73,7 @@ class Sender(StepExecutor):
                 if found:
                     return self.job_class(folder=self.folder, job_id=found, tasks=[0])
                 if time.time() - start > PATIENCE_S:
-                    hint = "Nothing was sent. It may be restarting: try again in a few minutes, or see sinfo."
+                    hint = "No job is known to have been sent. Try again in a few minutes, or see sinfo."
                     raise NotAnswering(f"Slurm does not answer ({words})", hint) from None
                 console.say(f"Slurm does not answer ({words}); trying again ...")
                 time.sleep(_PAUSE_S)

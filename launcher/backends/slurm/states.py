@@ -27,6 +27,8 @@ from launcher.run_folder import RunFolder, read_json
 
 _NEW_S = 60.0
 """So long a job may be unknown to Slurm after it was sent."""
+_SENDING_S = 300.0
+"""So long a submission may take, with a controller that does not answer."""
 _LOG_BYTES = 2000
 
 
@@ -90,12 +92,20 @@ def _kept(run: RunFolder, step: StepState) -> str:
 
 def _step(run: RunFolder, jobs: Jobs, job: Job, answer: Answer) -> tuple[StepState, str]:
     if not job.job_id:
-        return job.step, ""
+        return _not_sent(jobs, job)
     numbers = job.numbers()
     seen = [_seen(run, jobs, job, one, n, answer) for one, n in zip(job.ids(), numbers, strict=True)]
     whole = _together(seen, numbers)
     state = replace(job.step, state=whole.state, attempt=whole.attempt, started=whole.started, ended=whole.ended)
     return state, whole.reason
+
+
+def _not_sent(jobs: Jobs, job: Job) -> tuple[StepState, str]:
+    if job.step.state == SUCCEEDED:
+        return job.step, ""
+    if time.time() - jobs.submitted < _SENDING_S:
+        return job.step, "being sent"
+    return replace(job.step, state=FAILED), "it was never sent: its submission was interrupted"
 
 
 def _together(seen: Sequence[Seen], numbers: Sequence[int | None]) -> Seen:

@@ -49,7 +49,9 @@ def judge(step: Step, codes: Sequence[tuple[int, int]]) -> Ending:
     reason = f"{what} {worst[0]}: {decode_exit(worst[1])}"
     if any(code in (EXIT_BAD_REQUEST, EXIT_FINAL) for _, code in bad):
         return Ending("final", reason)
-    return Ending("interrupted" if worst[1] == EXIT_INTERRUPTED else "broken", reason)
+    if worst[1] == EXIT_INTERRUPTED:
+        return Ending("interrupted", "interrupted, state saved" if step.kind == "gang" else reason)
+    return Ending("broken", reason)
 
 
 def weigh(step: Step, stage: RunFolder, attempt: int, ending: Ending, before: int, fruitless: int) -> Verdict:

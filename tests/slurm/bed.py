@@ -398,7 +398,7 @@ class Bed(Cluster):
             raise BedError(f"{folder} has to be empty, and its path at most {FOLDER_LENGTH} characters long")
         folder.chmod(0o755)
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
-        for name in ("log", "run", "state", "munge", "db", *(f"spool/{node}" for node in NODES)):
+        for name in ("log", "run", "state", "munge", "db", "db-tmp", *(f"spool/{node}" for node in NODES)):
             (folder / name).mkdir(parents=True)
 
     def _configure(self, ports: Sequence[int]) -> None:
@@ -437,10 +437,12 @@ class Bed(Cluster):
 
     def _start_mariadb(self) -> None:
         """Make a data base and start its daemon; its data is thrown away with the bed, so nothing is synced to disk."""
-        data, begin = self.folder / "db", self.folder / "database.sql"
-        shutil.chown(data, "mysql", "mysql")
+        data, temporary, begin = self.folder / "db", self.folder / "db-tmp", self.folder / "database.sql"
         begin.write_text(DATABASE)
-        common = ("--no-defaults", f"--datadir={data}")
+        for path in (data, temporary):
+            shutil.chown(path, "mysql", "mysql")
+        # A starting mariadbd removes what it finds of temporary tables in its tmpdir: another bed's, were it /tmp.
+        common = ("--no-defaults", f"--datadir={data}", f"--tmpdir={temporary}")
         made = ("--user=mysql", "--skip-test-db", "--auth-root-authentication-method=socket")
         self.call(str(shutil.which("mariadb-install-db", path=PATH)), *common, *made)
         serve = (f"--socket={data / 'socket'}", f"--port={self._port_of_mariadb}", "--bind-address=127.0.0.1")

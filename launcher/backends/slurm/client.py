@@ -16,6 +16,7 @@ _SILENCE = (
     "temporarily unable to accept", "unable to connect", "standby mode", "communication connection failure",
     "connection timed out", "slow to respond",
 )  # fmt: skip
+_NO_NODES = "None assigned"
 _NO_ACCOUNTING = "accounting storage is disabled"
 
 
@@ -159,7 +160,7 @@ def _sacct(numbers: Sequence[str]) -> dict[str, Foreign]:
             continue  # members that have not started: the queue knows them
         jobs[one] = Foreign(
             state.split()[0], state.partition(" ")[2], _moment(start), _moment(end), int(exit_code or 0),
-            int(by_signal or 0) or None, nodes,
+            int(by_signal or 0) or None, "" if nodes == _NO_NODES else nodes,
         )  # fmt: skip
     return jobs
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import time
 import uuid
 from typing import Any
@@ -63,7 +65,8 @@ class Sender(StepExecutor):
         start = time.time()
         while True:
             try:
-                return super()._submit_command(command)
+                with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises
+                    return super()._submit_command(command)
             except (FailedJobError, FailedSubmissionError) as error:
                 self._clean_up()
                 words = plain_words(str(error))

@@ -19,10 +19,20 @@ def write_exit(stage: RunFolder, step: Step, attempt: int, number: int, code: in
     write_json(exit_file(stage, attempt, number), {"code": code, "of": step.nodes, "time": time.time()})
 
 
+def expect_exits(stage: RunFolder, step: Step, attempt: int) -> None:
+    """Make empty records for the nodes of an attempt.
+
+    A network file system may deny for a minute that a file is there which was looked for before; what a file that was
+    always there says now, it knows.
+    """
+    for number in range(step.nodes):
+        write_json(exit_file(stage, attempt, number), {})
+
+
 def exit_codes(stage: RunFolder, step: Step, attempt: int) -> list[int | None]:
     """Exit codes of an attempt's nodes or shards, None for those that left none."""
-    found = [read_json(exit_file(stage, attempt, number)) for number in range(step.nodes)]
-    return [int(record["code"]) if record is not None else None for record in found]
+    found = [read_json(exit_file(stage, attempt, number)) or {} for number in range(step.nodes)]
+    return [record.get("code") for record in found]
 
 
 def missing_shards(stage: RunFolder, step: Step) -> tuple[int, ...]:

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from launcher.backends.base import CANCELLED, FAILED, REQUEUED, RUNNING, SUCCEEDED
 from launcher.backends.slurm.client import ask, insist
-from launcher.backends.slurm.files import Word, load_jobs, plan_file, read_word, write_word
+from launcher.backends.slurm.files import Word, load_jobs, log_tail, plan_file, read_word, write_word
 from launcher.backends.slurm.settings import lead_s
 from launcher.ending import Ending, judge, next_attempt, weigh
 from launcher.errors import BackendError
-from launcher.exits import exit_codes
+from launcher.exits import exit_codes, expect_exits
 from launcher.failure import decode_exit
 from launcher.plan import Plan, Step
 from launcher.plan_text import load_plan
@@ -97,7 +97,8 @@ def begin(batch: Batch) -> str:
     word.state, word.reason, word.ended = RUNNING, "", None
     word.before, word.started = durable_progress(batch.stage), word.started or time.time()
     word.nodes = os.environ.get("SLURM_JOB_NODELIST", "")
-    batch.stage.attempt(word.attempt).mkdir(parents=True, exist_ok=True)
+    if batch.step.kind == "gang":
+        expect_exits(batch.stage, batch.step, word.attempt)
     batch.write(word)
     batch.event("attempt", number=word.attempt, job=job_id, nodes=word.nodes)
     return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in _told(batch, word).items())
@@ -182,7 +183,7 @@ def settle(batch: Batch, srun_code: int) -> str:
     verdict = weigh(batch.step, batch.stage, word.attempt, ending, word.before, word.fruitless)
     word.fruitless = verdict.fruitless
     if not verdict.again:
-        return _failed(batch, word, verdict.reason, srun_code or 1)
+        return _failed(batch, word, verdict.reason + _unsaid(batch, word), srun_code or 1)
     if ending.kind == "broken" and verdict.fruitless == 0 and _may_go_on(batch):
         batch.event("restarted", reason=verdict.reason)
         word.state, word.reason = REQUEUED, f"{verdict.reason}; starting again on the same nodes"
@@ -201,6 +202,16 @@ def _codes(batch: Batch, attempt: int, srun_code: int) -> list[tuple[int, int]]:
     # srun returns the largest code: where a node was lost without a word, that code may be another node's.
     lost = srun_code if srun_code not in codes else 1
     return [(number, lost if code is None else code) for number, code in enumerate(codes)]
+
+
+def _unsaid(batch: Batch, word: Word) -> str:
+    """What srun printed, where nothing was started that could have said more."""
+    if any(batch.stage.attempt(word.attempt).glob("node*.log")):
+        return ""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    one = f"{array}_{batch.member}" if array else os.environ["SLURM_JOB_ID"]
+    tail = log_tail(batch.folder, one)
+    return f"; Slurm's log ends with: {tail}" if tail else ""
 
 
 def _may_go_on(batch: Batch) -> bool:

@@ -118,7 +118,7 @@ def query(ids: Sequence[str]) -> Answer:
     numbers = sorted({one.split("_")[0] for one in ids}, key=int)
     try:
         queued = _squeue(numbers)
-    except NotAnswering as error:
+    except BackendError as error:
         queued, answer.trouble = {}, error.message
     active = {one: job for one, job in queued.items() if job.state in _ACTIVE}
     gone = sorted({one.split("_")[0] for one in ids if one not in active}, key=int)

@@ -107,6 +107,9 @@ def _time(profile: Profile, limit: str) -> Iterator[Finding]:
 
 def _node_size(profile: Profile, rows: list[list[str]]) -> Iterator[Finding]:
     place = profile.settings
+    if not place["cpus"]:
+        seen = "none are set: Slurm gives each node's task one, unless the site adds some for each GPU"
+        yield Finding("cpus", seen, None, "Set slurm.cpus to what each node is to give.")
     cpus, memory = (max(int(row[n].rstrip("+")) for row in rows) for n in (4, 5))
     if place["cpus"] and place["cpus"] > cpus:
         yield Finding("cpus", f"{place['cpus']} asked for, nodes have {cpus}", False, f"Set slurm.cpus to {cpus}.")

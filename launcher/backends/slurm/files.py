@@ -15,6 +15,8 @@ from typing import Any
 from launcher.backends.base import BackendState, StepState
 from launcher.run_folder import RunFolder, read_json, write_json
 
+_TAIL_BYTES = 2000
+
 
 def slurm_folder(run: RunFolder) -> Path:
     return run.root / "slurm"
@@ -22,6 +24,16 @@ def slurm_folder(run: RunFolder) -> Path:
 
 def plan_file(run: RunFolder) -> Path:
     return slurm_folder(run) / "plan.yaml"
+
+
+def log_tail(run: RunFolder, one: str) -> str:
+    """The last line that a job, or member of an array, printed outside of what it ran; empty: none."""
+    try:
+        data = (slurm_folder(run) / f"{one}_0_log.out").read_bytes()[-_TAIL_BYTES:]
+    except OSError:
+        return ""
+    lines = [line for line in data.decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else ""
 
 
 @dataclass

@@ -101,7 +101,8 @@ def _additional(place: dict[str, Any], step: Step) -> dict[str, Any]:
 def _srun(place: dict[str, Any], step: Step, cpus: int | None) -> list[str]:
     # Since 22.05 srun no longer takes the CPUs of a task from the job.
     each = [f"--cpus-per-task={cpus}"] if cpus else []
-    return ["--kill-on-bad-exit=1", f"--wait={step.grace_s}", *each, *shlex.split(place["container"])]
+    # A node may be writing the model long after the others are done: no limit to that (0), whatever the site's is.
+    return ["--kill-on-bad-exit=1", "--wait=0", *each, *shlex.split(place["container"])]
 
 
 def _before(plan: Plan, step: Step) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pwd
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,16 +21,17 @@ from launcher.backends.base import (
     StepState,
 )
 from launcher.backends.slurm.client import Answer, Foreign
-from launcher.backends.slurm.files import Job, Jobs, Word, read_word, slurm_folder
+from launcher.backends.slurm.files import Job, Jobs, Word, log_tail, read_word
 from launcher.backends.slurm.words import ENDS, STATES, why_pending
 from launcher.failure import decode_exit
 from launcher.run_folder import RunFolder, read_json
 
 _NEW_S = 60.0
 """So long a job may be unknown to Slurm after it was sent."""
+_NO_LOG = 53
+"""Slurm's way to say that it could not open a job's output file (ExitCode 0:53)."""
 _SENDING_S = 300.0
 """So long a submission may take, with a controller that does not answer."""
-_LOG_BYTES = 2000
 
 
 @dataclass(frozen=True)
@@ -165,20 +167,21 @@ def _why_ended(run: RunFolder, one: str, foreign: Foreign, word: Word) -> str:
     """Say why a job ended that could not say so itself: Slurm's state, and the end of what its script printed."""
     known = ENDS.get(foreign.state)
     if foreign.state == "CANCELLED" and foreign.reason:
-        known = f"{known} {foreign.reason.replace('by ', 'by user ')}"
+        known = f"{known} {_by_name(foreign.reason)}"
+    if known is None and foreign.signal == _NO_LOG:
+        known = "Slurm could not write its log: do the nodes see the runs folder? llavajob doctor finds out"
     if known is None:
         ended_by = -foreign.signal if foreign.signal else foreign.exit_code
         known = f"the batch script ended without a word: {decode_exit(ended_by)}" if ended_by else "it ended at once"
     where = f" on {foreign.nodes}" if foreign.nodes and "node" not in known else ""
-    tail = "" if word.state else _log_tail(run, one)
+    tail = "" if word.state else log_tail(run, one)
     return f"{known}{where}" + (f"; Slurm's log ends with: {tail}" if tail else "")
 
 
-def _log_tail(run: RunFolder, one: str) -> str:
-    path = slurm_folder(run) / f"{one}_0_log.out"
+def _by_name(words: str) -> str:
+    """Slurm's ``by 1000`` with the user's name, where this machine knows it."""
+    number = words.removeprefix("by ")
     try:
-        data = path.read_bytes()[-_LOG_BYTES:]
-    except OSError:
-        return ""
-    lines = [line for line in data.decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+        return f"by {pwd.getpwuid(int(number)).pw_name}"
+    except (KeyError, ValueError):
+        return f"by user {number}"

@@ -197,6 +197,14 @@ def describe(processes: Sequence[psutil.Process]) -> list[str]:
     return lines
 
 
+def node_of(process: psutil.Process) -> str | None:
+    """The node that a job's process was started on."""
+    with contextlib.suppress(psutil.Error):
+        node: str | None = process.environ().get("SLURMD_NODENAME")
+        return node
+    return None
+
+
 def remains(folder: Path) -> list[str]:
     """What there is of the bed in a folder, by SLURM_CONF, command line or place; the folder itself too."""
     found = {process.pid: process for process in (*strays(folder), *mentions(folder))}
@@ -241,7 +249,9 @@ class Keeper:
 
     def close(self) -> None:
         """Let go of the pipe and wait: the keeper ends everything below it, then itself."""
-        self.process.communicate(timeout=STOP_LIMIT_S)
+        # What outlasts the limit is found and named by the bed's own look afterwards.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.communicate(timeout=STOP_LIMIT_S)
 
 
 class Cluster:
@@ -252,17 +262,19 @@ class Cluster:
 
     def call(self, *command: str, limit_s: float = CALL_LIMIT_S) -> str:
         """The standard output of one of Slurm's commands; a BedError with what it said where it fails."""
-        done = subprocess.run(
-            command,
-            env={**os.environ, **self.environment},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=limit_s,
-        )
+        try:
+            done = subprocess.run(
+                command,
+                env={**os.environ, **self.environment},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=limit_s,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise BedError(str(error)) from None
         if done.returncode:
-            said = done.stderr or done.stdout
-            raise BedError(f"{' '.join(command)} ended with {done.returncode}: {said}")
+            raise BedError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr or done.stdout}")
         return done.stdout
 
     def cancel_jobs(self, below: Path | None = None) -> None:
@@ -457,7 +469,7 @@ class Bed(Cluster):
     def _await_node(self, node: str) -> None:
         """Wait until a node's slurmd listens and the controller hears it; it may be at work for a job already."""
         name = f"slurmd-{node}"
-        self._await(name, lambda: bool(self._daemons[name].net_connections("tcp")))
+        self._await(name, lambda: any(link.pid == self._daemons[name].pid for link in psutil.net_connections("tcp")))
         state = ("sinfo", "--noheader", "--partition=main", f"--nodes={node}", "--format=%t")
         self._await(name, lambda: self.call(*state).strip() in ("idle", "mix", "alloc", "comp"))
 
@@ -534,19 +546,17 @@ class Bed(Cluster):
 
     def _kill_steps(self, node: str) -> bool:
         """Kill the steps of a node; whether there were any."""
-        found = [family for family in self._steps() if any(_is_on(process, node) for process in family)]
+        # A step's manager listens on a socket in its node's folder; what it started is told the node's name.
+        place = f"{self.folder}/spool/{node}/"
+        managers = {link.pid for link in psutil.net_connections("unix") if str(link.laddr).startswith(place)}
+        found = [
+            family
+            for family in self._steps()
+            if any(process.pid in managers or node_of(process) == node for process in family)
+        ]
         for family in found:
             kill(family)
         return bool(found)
-
-
-def _is_on(process: psutil.Process, node: str) -> bool:
-    """Whether a process is a step's manager on a node, by its socket, or a job's there, by its environment."""
-    with contextlib.suppress(psutil.Error):
-        if process.environ().get("SLURMD_NODENAME") == node:
-            return True
-        return any(f"/spool/{node}/" in str(link.laddr) for link in process.net_connections("unix"))
-    return False
 
 
 def up(folder: Path) -> None:

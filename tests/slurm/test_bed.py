@@ -75,6 +75,15 @@ def test_a_killed_node_takes_its_processes_along(own_bed: Bed) -> None:
     assert nodes_of_step(own_bed) == sorted(NODES)
 
 
+def test_a_forgotten_client_is_seen(own_bed: Bed) -> None:
+    with subprocess.Popen(["sleep", "1000"]) as forgotten:
+        try:
+            assert own_bed.job_processes() == [f"{forgotten.pid} sleep 1000"]
+        finally:
+            forgotten.kill()
+    assert own_bed.job_processes() == []
+
+
 def test_two_beds_do_not_notice_each_other(own_bed: Bed) -> None:
     with Bed(accounting=False) as other:
         busy(other)

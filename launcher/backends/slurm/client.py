@@ -103,6 +103,10 @@ class Answer:
     trouble: str = ""
     """Why the answer may be incomplete."""
 
+    def job(self, one: str) -> Foreign | None:
+        """What Slurm knows of a job, or of a member of an array."""
+        return self.jobs.get(one) or self.jobs.get(f"{one.split('_')[0]}_*")
+
 
 _ACTIVE = frozenset({
     "PENDING", "RUNNING", "SUSPENDED", "CONFIGURING", "COMPLETING", "RESIZING", "REQUEUED", "REQUEUE_FED",
@@ -141,7 +145,7 @@ def _squeue(numbers: Sequence[str]) -> dict[str, Foreign]:
     jobs = {}
     for line in text.splitlines():
         one, state, reason, start, end, nodes = line.split("|", 5)
-        jobs[one] = Foreign(state, "" if reason == "None" else reason, _moment(start), _moment(end), nodes=nodes)
+        jobs[_key(one)] = Foreign(state, "" if reason == "None" else reason, _moment(start), _moment(end), nodes=nodes)
     return jobs
 
 
@@ -156,13 +160,18 @@ def _sacct(numbers: Sequence[str]) -> dict[str, Foreign]:
     for line in text.splitlines():
         one, state, code, start, end, nodes = line.split("|", 5)
         exit_code, _, by_signal = code.partition(":")
-        if "[" in one or not state:
-            continue  # members that have not started: the queue knows them
-        jobs[one] = Foreign(
+        if not state:
+            continue
+        jobs[_key(one)] = Foreign(
             state.split()[0], state.partition(" ")[2], _moment(start), _moment(end), int(exit_code or 0),
             int(by_signal or 0) or None, "" if nodes == _NO_NODES else nodes,
         )  # fmt: skip
     return jobs
+
+
+def _key(one: str) -> str:
+    """Members of an array that never started stand in one row: ``14_[2-7%4]``."""
+    return f"{one.split('_')[0]}_*" if "[" in one else one
 
 
 def _moment(text: str) -> float | None:

@@ -27,13 +27,13 @@ def plan_file(run: RunFolder) -> Path:
 
 
 def log_tail(run: RunFolder, one: str) -> str:
-    """The last line that a job, or member of an array, printed outside of what it ran; empty: none."""
+    """The last lines that a job, or member of an array, printed outside of what it ran; empty: none."""
     try:
         data = (slurm_folder(run) / f"{one}_0_log.out").read_bytes()[-_TAIL_BYTES:]
     except OSError:
         return ""
     lines = [line for line in data.decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    return "; ".join(dict.fromkeys(lines[-2:]))
 
 
 @dataclass

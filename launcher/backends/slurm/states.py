@@ -133,7 +133,7 @@ def _seen(run: RunFolder, jobs: Jobs, job: Job, one: str, number: int | None, an
     said = Seen(word.state, word.reason, word.attempt or job.step.attempt, word.started, word.ended)
     if word.state in ENDED:
         return said
-    foreign = answer.jobs.get(one)
+    foreign = answer.job(one)
     if foreign is None:
         return _unknown_to_slurm(said, jobs, one, answer)
     if foreign.state == "COMPLETING":

@@ -31,7 +31,7 @@ class Step:
     processes_per_node: int
     gpus_per_node: int
     per_node: int
-    """How many of them fit on one node: 1 but for the members of an array."""
+    """How many of them fit on one node: 1 for a gang's; a shard or a task takes what one process of a gang takes."""
     parallel: int
     """How many nodes or members run at once."""
     threads_per_process: int | None
@@ -155,7 +155,7 @@ def _steps(stage: Stage, python: str, environment: dict[str, str]) -> list[Step]
         return [_gang(name, resources, processes_per_node(stage), command, shared)]
     if stage.kind == "eval":
         return _eval_steps(name, stage, (python, "-m", "llava.mmbench", "--config", config), shared)
-    return [_single("task", name, (python, "-m", f"llava.{stage.kind}", "--config", config), shared)]
+    return [_single("task", name, stage, (python, "-m", f"llava.{stage.kind}", "--config", config), shared)]
 
 
 def _gang(
@@ -168,14 +168,14 @@ def _gang(
     )  # fmt: skip
 
 
-def _single(kind: StepKind, name: str, command: tuple[str, ...], shared: dict[str, Any]) -> Step:
+def _single(kind: StepKind, name: str, stage: Stage, command: tuple[str, ...], shared: dict[str, Any]) -> Step:
     """One process without a GPU."""
     return Step(
         name=name,
         kind=kind,
         nodes=1,
         processes_per_node=1,
-        per_node=1,
+        per_node=processes_per_node(stage),
         parallel=1,
         gpus_per_node=0,
         command=command,
@@ -191,4 +191,4 @@ def _eval_steps(name: str, stage: Stage, command: tuple[str, ...], shared: dict[
         per_node=processes_per_node(stage), parallel=min(shards, world_size(stage)),
         command=(*command, "--shard", SHARD), members=tuple(range(shards)), **shared,
     )  # fmt: skip
-    return [array, _single("merge", f"{name}-merge", (*command, "--merge"), shared)]
+    return [array, _single("merge", f"{name}-merge", stage, (*command, "--merge"), shared)]

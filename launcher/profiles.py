@@ -11,64 +11,13 @@ from typing import Any
 
 from launcher.backends.slurm import settings as slurm
 from launcher.errors import Problem, RecipeError, RequestError, nearest
+from launcher.profile_schema import BACKENDS, FILE_SCHEMA, own_keys, profile_schema
 from launcher.recipe import Override, schema_leaves
 from launcher.recipe_schema import kinds, recipe_schema
 from launcher.schema import check, fill_defaults, find, parse_value
 from launcher.tree import Tree, leaves, read_tree
 
 PROJECT_FILE = "llavajob.yaml"
-BACKENDS = ("local", "slurm")
-
-_PROFILE: dict[str, Any] = {
-    "type": "object",
-    "additionalProperties": False,
-    "properties": {
-        "backend": {"enum": list(BACKENDS), "type": "string", "description": "Which scheduler."},
-        "runs": {"type": "string", "default": "", "description": "Folder that runs are kept in."},
-        "python": {"type": "string", "default": "", "description": "Python that the runtime is installed in."},
-        "environment": {
-            "type": "object",
-            "additionalProperties": {"type": "string"},
-            "default": {},
-            "description": "Environment variables of every process.",
-        },
-        "values": {
-            "type": "object",
-            "default": {},
-            "description": "Recipe values that hold here, such as resources and paths.",
-        },
-        "code": {
-            "enum": ["installed", "snapshot"],
-            "type": "string",
-            "default": "installed",
-            "description": "What runs: the code as installed when a job starts, or a copy made at submission.",
-        },
-    },
-    "required": ["backend"],
-}
-_LOCAL = {
-    "gpus": {
-        "anyOf": [{"type": "integer", "minimum": 0}, {"type": "null"}],
-        "default": None,
-        "description": "GPUs of this machine that runs may use; null: all that nvidia-smi lists.",
-    },
-}
-_SLURM = {"slurm": slurm.SCHEMA}
-_OWN: dict[str, dict[str, Any]] = {"local": _LOCAL, "slurm": _SLURM}
-"""Keys that only the profiles of one backend have."""
-_FILE = {
-    "type": "object",
-    "additionalProperties": False,
-    "properties": {
-        "default": {"type": "string", "default": "local", "description": "Profile used without --on."},
-        "profiles": {
-            "type": "object",
-            "default": {},
-            "additionalProperties": {"type": "object"},
-            "description": "Profiles by name.",
-        },
-    },
-}
 
 
 @dataclass
@@ -84,6 +33,8 @@ class Profile:
     code: str = "installed"
     place: Tree = field(default_factory=Tree)
     """What only this backend's profiles say, below the backend's name or not."""
+    gpus_origin: str = ""
+    """Where the number of GPUs stands, when what is said to the backend gives it."""
     overrides: list[Override] = field(default_factory=list)
     """What one submission changed of it."""
     source: str = "built in"
@@ -130,8 +81,8 @@ def load_profiles() -> tuple[dict[str, Profile], str]:
                 problems.append(Problem("LLAVAJOB_PROFILES", f"names {path}, which is not there"))
             continue
         tree = read_tree(path)
-        fill_defaults(tree, _FILE)
-        check(tree, _FILE, problems)
+        fill_defaults(tree, FILE_SCHEMA)
+        check(tree, FILE_SCHEMA, problems)
         if ("default",) in tree.origins and tree.origins["default",] != "default":
             default = str(tree.values["default"])
         for name in tree.get(("profiles",)) or {}:
@@ -143,19 +94,13 @@ def load_profiles() -> tuple[dict[str, Profile], str]:
 
 def _built_in(backend: str) -> Tree:
     tree = Tree()
-    fill_defaults(tree, _schema(backend, shared=False))
+    fill_defaults(tree, profile_schema(backend, shared=False))
     return tree
-
-
-def _schema(backend: str, shared: bool = True) -> dict[str, Any]:
-    """Keys of a backend's profiles; those of other backends are unknown to them."""
-    keys = {**(_PROFILE["properties"] if shared else {}), **_OWN.get(backend, {})}
-    return {**_PROFILE, "properties": keys, "required": _PROFILE["required"] if shared else []}
 
 
 def _profile(name: str, tree: Tree, path: Path, problems: list[Problem]) -> Profile:
     backend = str(tree.get(("backend",)))
-    schema = _schema(backend)
+    schema = profile_schema(backend)
     fill_defaults(tree, schema)
     values = tree.sub(("values",))
     _check_values(values, problems)
@@ -172,14 +117,13 @@ def _profile(name: str, tree: Tree, path: Path, problems: list[Problem]) -> Prof
         place=_place(tree, backend),
         source=str(path),
     )
-    if not problems:
-        problems += check_place(profile)
+    problems += check_place(profile)
     return profile
 
 
 def _place(tree: Tree, backend: str) -> Tree:
     place = Tree()
-    for key in _OWN.get(backend, {}):
+    for key in own_keys(backend):
         place.values[key] = tree.get((key,))
         place.origins.update({path: origin for path, origin in tree.origins.items() if path[:1] == (key,)})
     return place
@@ -193,8 +137,9 @@ def check_place(profile: Profile) -> list[Problem]:
     problems = slurm.find_problems(tree)
     gpus = None if problems else slurm.gpus_per_node(profile.settings)
     key = ("resources", "gpus_per_node")
-    if gpus is not None and profile.values.get(key) is None:
-        profile.values.set(key, gpus, tree.origin(("gres",) if profile.settings["gres"] else ("gpus",)))
+    if gpus is not None and (profile.values.get(key) is None or profile.values.origin(key) == profile.gpus_origin):
+        profile.gpus_origin = tree.origin(("gres",) if profile.settings["gres"] else ("gpus",))
+        profile.values.set(key, gpus, profile.gpus_origin)
     return problems
 
 
@@ -205,7 +150,7 @@ def override_place(profile: Profile, overrides: Sequence[Override]) -> list[Over
         RecipeError: a key that this backend does not have, or a value that makes no sense; all of them at once.
     """
     mine = [o for o in overrides if o.key[0] == profile.backend and len(o.key) > 1]
-    schema, problems = _schema(profile.backend, shared=False), list[Problem]()
+    schema, problems = profile_schema(profile.backend, shared=False), list[Problem]()
     for override in mine:
         found = find(schema, override.key)
         if found is None or found.get("type") == "object":

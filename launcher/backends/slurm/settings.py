@@ -89,7 +89,8 @@ def find_problems(tree: Tree) -> list[Problem]:
 
 def _extra_problems(tree: Tree) -> list[Problem]:
     found = []
-    for name in tree.get(("extra",)) or {}:
+    extra = tree.get(("extra",))
+    for name in extra if isinstance(extra, dict) else ():
         option = name.replace("_", "-").lstrip("-")
         own = option.replace("-", "_")
         if option in OURS:

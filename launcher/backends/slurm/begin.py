@@ -1,0 +1,125 @@
+"""Before each attempt: its number and its rendezvous, chosen on the node that will be its master, never earlier.
+
+A job that was requeued may sit on other nodes, and a port that was free at submission may be taken.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import time
+
+from launcher.backends.base import REQUEUED, RUNNING
+from launcher.backends.slurm.batch_job import Batch, cancelled, failed, log, requeue, time_left_s
+from launcher.backends.slurm.client import ask
+from launcher.backends.slurm.files import Word, load_jobs
+from launcher.backends.slurm.settings import lead_s
+from launcher.ending import Ending, next_attempt, weigh
+from launcher.errors import BackendError
+from launcher.exits import expect_exits
+from launcher.progress import durable_progress
+from launcher.run_folder import ENV_ATTEMPT
+
+_START_S = 30.0
+"""An attempt that has no more time than this beside the time to save is not worth starting."""
+_SENT_S = 60.0
+"""How long a job that starts at once waits for its submission to be written down."""
+
+
+def begin(batch: Batch) -> str:
+    """Start an attempt: return the lines that tell the shell about it, or the end of the script."""
+    job_id = os.environ["SLURM_JOB_ID"]
+    if not _was_sent(batch):
+        log(f"{batch.folder.root} knows nothing of job {job_id}: its submission was interrupted, or sent anew")
+        return "exit 1"
+    word = batch.word()
+    who = batch.cancelled_by()
+    if who is not None:
+        return cancelled(batch, word, who)
+    if word.state in (RUNNING, REQUEUED) and word.job_id == job_id:
+        over = _account_for_loss(batch, word)
+        if over:
+            return over
+    else:
+        word = Word(job_id=job_id)
+    left_s = time_left_s(job_id)
+    if (
+        left_s is not None
+        and word.started is not None
+        and left_s < lead_s(batch.plan.settings, batch.step.grace_s) + _START_S
+    ):
+        return requeue(batch, word, "the time limit is near")
+    word.attempt = _attempt_number(batch)
+    word.state, word.reason, word.ended = RUNNING, "", None
+    word.before, word.started = durable_progress(batch.stage), word.started or time.time()
+    word.nodes = os.environ.get("SLURM_JOB_NODELIST", "")
+    if batch.step.kind == "gang":
+        expect_exits(batch.stage, batch.step, word.attempt)
+    batch.write(word)
+    batch.event("attempt", number=word.attempt, job=job_id, nodes=word.nodes)
+    return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in _told(batch, word).items())
+
+
+def _was_sent(batch: Batch) -> bool:
+    """Whether the run's folder has this job: a job that nobody knows of must not do a known one's work as well."""
+    number = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ["SLURM_JOB_ID"]
+    deadline = time.monotonic() + _SENT_S
+    while not any(job.job_id == number for job in load_jobs(batch.folder).jobs):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def _account_for_loss(batch: Batch, word: Word) -> str | None:
+    """An attempt that nobody settled: Slurm itself ended it, and started the job again."""
+    if word.state != RUNNING:
+        return None
+    ending = Ending("interrupted", "Slurm ended the job and started it again (preemption, a lost node, or by hand)")
+    verdict = weigh(batch.step, batch.stage, word.attempt, ending, word.before, word.fruitless)
+    word.fruitless = verdict.fruitless
+    batch.event("requeued", reason=verdict.reason)
+    return None if verdict.again else failed(batch, word, verdict.reason, 1)
+
+
+def _attempt_number(batch: Batch) -> int:
+    """A number of this step's own; the members of an array share the one that their submission was given."""
+    if batch.step.kind != "array":
+        return next_attempt(batch.step, batch.stage)
+    jobs = load_jobs(batch.folder).jobs
+    return next((job.step.attempt for job in jobs if job.step.name == batch.step.name), 0)
+
+
+def _told(batch: Batch, word: Word) -> dict[str, str]:
+    told = {ENV_ATTEMPT: str(word.attempt)}
+    if batch.step.kind == "gang":
+        told |= {
+            "PET_NNODES": str(batch.step.nodes),
+            "PET_NPROC_PER_NODE": str(batch.step.processes_per_node),
+            "PET_MASTER_ADDR": _address(),
+            "PET_MASTER_PORT": str(_free_port()),
+        }
+    return told
+
+
+def _address() -> str:
+    """This node's address for the others: its Slurm name where that resolves, else what Slurm reaches it by."""
+    name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    try:
+        socket.getaddrinfo(name, None)
+        return name
+    except OSError:
+        pass
+    try:
+        words = ask("scontrol", "show", "node", name).split()
+    except BackendError:
+        return socket.gethostname()
+    return next((w.partition("=")[2] for w in words if w.startswith("NodeAddr=")), socket.gethostname())
+
+
+def _free_port() -> int:
+    """A port of this node, the gang's first, that no other job uses now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

@@ -61,17 +61,23 @@ def _carries(process: psutil.Process, mark: Mapping[str, str]) -> bool:
         return False
 
 
-def end_all(folder: Path, grace_s: float, spare: Iterable[int] = (), polite: bool = True) -> int:
+def end_all(
+    folder: Path,
+    grace_s: float,
+    spare: Iterable[int] = (),
+    polite: bool = True,
+    also: Mapping[str, str] = _NOTHING,
+) -> int:
     """End every marked process: SIGTERM, then SIGKILL after the grace; return how many had to be killed.
 
     Runs until none is left, also when processes fork while they are being ended.
     """
     spare = tuple(spare)
     if polite:
-        _signal(marked(folder, spare), signal.SIGTERM)
-    wait_gone(folder, grace_s if polite else 0.0, spare)
+        _signal(marked(folder, spare, also), signal.SIGTERM)
+    wait_gone(folder, grace_s if polite else 0.0, spare, also)
     killed = 0
-    while left := marked(folder, spare):
+    while left := marked(folder, spare, also):
         killed += len(left)
         _signal(left, signal.SIGKILL)
         psutil.wait_procs(left, timeout=2)

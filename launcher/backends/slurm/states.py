@@ -136,6 +136,13 @@ def _seen(run: RunFolder, jobs: Jobs, job: Job, one: str, number: int | None, an
     foreign = answer.job(one)
     if foreign is None:
         return _unknown_to_slurm(said, jobs, one, answer)
+    seen = _as_slurm_has_it(run, one, word, said, foreign)
+    if answer.trouble and seen.state not in ENDED:
+        return replace(seen, reason="; ".join(filter(None, [seen.reason, answer.trouble])))
+    return seen
+
+
+def _as_slurm_has_it(run: RunFolder, one: str, word: Word, said: Seen, foreign: Foreign) -> Seen:
     if foreign.state == "COMPLETING":
         return replace(said, state=said.state or RUNNING, reason=said.reason or "ending")
     state = STATES.get(foreign.state, UNKNOWN)

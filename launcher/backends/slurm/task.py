@@ -77,7 +77,7 @@ class Task:
                 told_again = True
             lost.look(child)
             time.sleep(POLL_S)
-        self._wait_for_orphans(child.returncode)
+        self._end_orphans(child.returncode)
         code = child.returncode if child.returncode >= 0 else 128 - child.returncode
         write_exit(self.stage, self.step, self.attempt, self.number, code)
         if code:
@@ -100,11 +100,12 @@ class Task:
                 env={**os.environ, "PET_NODE_RANK": str(self.number), **own},
             )  # fmt: skip
 
-    def _wait_for_orphans(self, code: int) -> None:
-        """Ranks outlive an agent that was killed, to save; Slurm would end them with this task."""
+    def _end_orphans(self, code: int) -> None:
+        """Let ranks that outlive a killed agent save; then nothing stays, also where Slurm cannot find it."""
         mark = {ENV_NODE: str(self.number), ENV_ATTEMPT: str(self.attempt)}
         if code < 0:
             processes.wait_gone(self.folder.root, self.step.grace_s, also=mark)
+        processes.end_all(self.folder.root, 0.0, polite=False, also=mark)
 
     def peers(self) -> list[int | None]:
         """Exit codes of all nodes of the gang; None while a node runs."""

@@ -1,18 +1,11 @@
-"""From resolved stages to steps: what is started, in how many processes, with what command, in what order."""
+"""What is to be started: the nouns that planning, rendering and every backend share."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-
-from launcher.errors import Problem, RecipeError
-from launcher.profiles import Profile
-from launcher.recipe import Stage
-from launcher.recipe_schema import LAUNCHER_KEYS
-from launcher.run_folder import RunFolder
 
 StepKind = Literal["gang", "array", "task", "merge"]
 SHARD = "{shard}"
@@ -62,133 +55,3 @@ class Plan:
     """Copy of the code that runs; null: the code as installed."""
     launcher_python: str = sys.executable
     """The Python that the launcher itself runs in."""
-
-
-def make_plan(run: str, folder: Path, place: Profile, stages: Sequence[Stage]) -> Plan:
-    """Lay out the steps of every stage.
-
-    Raises:
-        RecipeError: a batch that does not divide, a GPU count that makes no sense; all at once.
-    """
-    problems = [problem for stage in stages for problem in (*fit_batch(stage), *check_tuning(stage))]
-    if problems:
-        raise RecipeError(problems)
-    steps = [step for stage in stages for step in _steps(stage, place.python, place.environment)]
-    code = RunFolder(folder).code if place.code == "snapshot" else None
-    configs = {str(RunFolder(stage.folder).config): config_values(stage) for stage in stages}
-    return Plan(run, folder, place.backend, place.settings, tuple(steps), configs, code=code)
-
-
-def config_values(stage: Stage) -> dict[str, Any]:
-    """The complete config.yaml of a stage: what the runtime reads."""
-    values = {key: value for key, value in stage.tree.values.items() if key not in LAUNCHER_KEYS}
-    values["run_dir"] = str(stage.folder)
-    if stage.kind == "eval" and values["eval"]["shards"] is None:
-        values["eval"] = {**values["eval"], "shards": world_size(stage)}
-    first = ("kind", "run_dir", "seed")
-    return {key: values[key] for key in (*first, *(k for k in values if k not in first))}
-
-
-def processes_per_node(stage: Stage) -> int:
-    """Processes on each node: one per GPU, or what the recipe says on CPU."""
-    resources = stage.tree.values["resources"]
-    return int(resources["gpus_per_node"] or resources["processes_per_node"])
-
-
-def world_size(stage: Stage) -> int:
-    """Processes of a stage over all nodes."""
-    return int(stage.tree.values["resources"]["nodes"]) * processes_per_node(stage)
-
-
-def fit_batch(stage: Stage) -> list[Problem]:
-    """Make per device x accumulation x ranks the global batch, lowering the device batch where it must be.
-
-    The global batch is the recipe's, whatever the number of nodes; a smaller device batch never needs more memory.
-    """
-    if stage.kind != "train":
-        return []
-    train, ranks = stage.tree.values["train"], world_size(stage)
-    whole, device = int(train["global_batch"]), int(train["device_batch"])
-    fitting = [size for size in range(min(device, whole), 0, -1) if whole % (size * ranks) == 0]
-    if not fitting:
-        near = ", ".join(str(n) for n in range(1, 2 * ranks) if whole % n == 0)
-        text = f"train.global_batch {whole} cannot be shared by {ranks} ranks; ranks may be {near}, or change the batch"
-        return [Problem(stage.tree.origin(("train", "global_batch")), text)]
-    if fitting[0] != device:
-        origin = f"{device} lowered, so that {ranks} ranks share {whole}"
-        stage.tree.set(("train", "device_batch"), fitting[0], origin)
-    return []
-
-
-def check_tuning(stage: Stage) -> list[Problem]:
-    """Find parts that are to train every weight in 4 bits, which take no updates."""
-    if stage.kind != "train":
-        return []
-    text = "goes with tuning: frozen or lora, because 4-bit weights take no updates"
-    found = []
-    for part in ("language", "vision"):
-        values, key = stage.tree.values["model"][part], ("model", part, "quantize")
-        if values["quantize"] == "nf4" and values["tuning"] == "full":
-            found.append(Problem(stage.tree.origin(key), f"model.{part}.quantize: nf4 {text}"))
-    return found
-
-
-def accumulation(stage: Stage) -> int:
-    """Forward passes per update on each rank."""
-    train = stage.tree.values["train"]
-    return int(train["global_batch"]) // (int(train["device_batch"]) * world_size(stage))
-
-
-def _steps(stage: Stage, python: str, environment: dict[str, str]) -> list[Step]:
-    resources, retries = stage.tree.values["resources"], stage.tree.values["retries"]
-    config = str(RunFolder(stage.folder).config)
-    shared = {
-        "stage": stage.name,
-        "threads_per_process": resources["threads_per_process"],
-        "environment": {**environment, **stage.tree.values["environment"]},
-        "retries": int(retries["without_progress"]),
-        "grace_s": int(retries["grace_s"]),
-    }
-    name = stage.name or stage.kind
-    if stage.kind == "train":
-        command = (python, "-m", "llava.agent", "--", "-m", "llava.train", "--config", config)
-        return [_gang(name, resources, processes_per_node(stage), command, shared)]
-    if stage.kind == "eval":
-        return _eval_steps(name, stage, (python, "-m", "llava.mmbench", "--config", config), shared)
-    return [_single("task", name, stage, (python, "-m", f"llava.{stage.kind}", "--config", config), shared)]
-
-
-def _gang(
-    name: str, resources: dict[str, Any], processes: int, command: tuple[str, ...], shared: dict[str, Any]
-) -> Step:
-    nodes = int(resources["nodes"])
-    return Step(
-        name=name, kind="gang", nodes=nodes, processes_per_node=processes, per_node=1, parallel=nodes,
-        gpus_per_node=int(resources["gpus_per_node"]), command=command, **shared,
-    )  # fmt: skip
-
-
-def _single(kind: StepKind, name: str, stage: Stage, command: tuple[str, ...], shared: dict[str, Any]) -> Step:
-    """One process without a GPU."""
-    return Step(
-        name=name,
-        kind=kind,
-        nodes=1,
-        processes_per_node=1,
-        per_node=processes_per_node(stage),
-        parallel=1,
-        gpus_per_node=0,
-        command=command,
-        **shared,
-    )
-
-
-def _eval_steps(name: str, stage: Stage, command: tuple[str, ...], shared: dict[str, Any]) -> list[Step]:
-    shards = int(config_values(stage)["eval"]["shards"])
-    gpus = 1 if stage.tree.values["resources"]["gpus_per_node"] else 0
-    array = Step(
-        name=name, kind="array", nodes=shards, processes_per_node=1, gpus_per_node=gpus,
-        per_node=processes_per_node(stage), parallel=min(shards, world_size(stage)),
-        command=(*command, "--shard", SHARD), members=tuple(range(shards)), **shared,
-    )  # fmt: skip
-    return [array, _single("merge", f"{name}-merge", stage, (*command, "--merge"), shared)]

@@ -13,7 +13,8 @@ from launcher.errors import BackendError, LauncherError, RequestError
 from launcher.exits import missing_shards
 from launcher.inputs import Missing, find_missing, make_absolute
 from launcher.origin import code_diff, describe_origin
-from launcher.plan import Plan, make_plan
+from launcher.plan import Plan
+from launcher.planning import make_plan
 from launcher.profiles import Profile, find_profile, override_place, runs_roots
 from launcher.recipe import Override, Recipe, Stage, apply_overrides, load, stages_of
 from launcher.references import Names

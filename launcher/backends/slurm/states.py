@@ -98,7 +98,8 @@ def _step(run: RunFolder, jobs: Jobs, job: Job, answer: Answer) -> tuple[StepSta
     numbers = job.numbers()
     seen = [_seen(run, jobs, job, one, n, answer) for one, n in zip(job.ids(), numbers, strict=True)]
     whole = _together(seen, numbers)
-    state = replace(job.step, state=whole.state, attempt=whole.attempt, started=whole.started, ended=whole.ended)
+    ended = whole.ended if whole.state in ENDED else None
+    state = replace(job.step, state=whole.state, attempt=whole.attempt, started=whole.started, ended=ended)
     return state, whole.reason
 
 

@@ -62,6 +62,16 @@ def end_soon(bed: Cluster, job: str, seconds: int) -> None:
     bed.call("scontrol", "update", f"JobId={job}", f"EndTime={moment}")
 
 
+def enough(run: Path) -> None:
+    """Have the stand-in runtime take the step that it is at for the last one."""
+    (run / "enough").touch()
+
+
+def steps_done(run: Path) -> list[int]:
+    """The steps that training did, in order, those that were lost and done again included."""
+    return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 def rank_log(shell: Shell, run: str, attempt: int, rank: int = 0) -> str:
     """The log of one rank."""
     return (shell.runs / run / f"attempts/{attempt}/rank{rank:04d}.log").read_text()

@@ -76,7 +76,7 @@ def requeue(batch: Batch, word: Word, reason: str) -> str:
     except BackendError as error:
         return failed(batch, word, f"{reason}; and it could not be requeued: {error.message}", 1)
     # Slurm ends this script now; until then it must not return, or the job would count as ended.
-    return "sleep 300; exit 1"
+    return _wait(300)
 
 
 def failed(batch: Batch, word: Word, reason: str, code: int) -> str:
@@ -92,7 +92,12 @@ def cancelled(batch: Batch, word: Word, who: str) -> str:
     """Write down that the job was cancelled, and have Slurm know it; return the end of its script."""
     word.state, word.reason, word.ended = CANCELLED, f"cancelled by {who}", time.time()
     batch.write(word)
-    return 'scancel --quiet "$SLURM_JOB_ID"; sleep 30; exit 1'
+    return f'scancel --quiet "$SLURM_JOB_ID"; {_wait(30)}'
+
+
+def _wait(seconds: int) -> str:
+    """Wait in the shell itself: a ``sleep`` can outlive a script that is killed."""
+    return f"read -rt {seconds} <> <(:); exit 1"
 
 
 def log(text: str) -> None:

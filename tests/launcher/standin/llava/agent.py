@@ -2,6 +2,7 @@
 
 How it behaves is said by the environment: STANDIN_STEPS, STANDIN_STEP_S, STANDIN_FAIL (``exit:3``, ``kill``,
 ``error``), STANDIN_FAIL_ATTEMPTS (how many attempts fail), STANDIN_FAIL_NODE, STANDIN_DEAF (ignore both signals).
+A file ``enough`` in the run's folder makes the next step the last one.
 Each start leaves what the launcher gave it in ``started-NODE.json`` beside the logs.
 """
 
@@ -60,6 +61,11 @@ for step in range(first + 1, total + 1):
         with (run / "metrics.jsonl").open("a") as metrics:
             row = {"step": step, "total_steps": total, "loss": 1.0 / step, "attempt": attempt, "samples_per_s": 10.0}
             metrics.write(json.dumps(row) + "\n")
+    if (run / "enough").exists():
+        total = step
+        break
+    if told and how and "progress" not in how:
+        sys.exit(1)  # without its peer, a rank has nothing to save
     if told:
         save(step)
         say(f"saved because of {signal.Signals(told[0]).name}")

@@ -30,6 +30,8 @@ class LogSource:
     stage: str | None = None
     node: int | None = None
     rank: int | None = None
+    shard: bool = False
+    """Whether the rank is the shard of an evaluation."""
 
     def __hash__(self) -> int:
         # A source is looked up for every line; a path keeps its text and a text its hash.
@@ -91,7 +93,7 @@ def sources_below(
     folder: Path, section: Section, *, ranks: Collection[int] = (), nodes: Collection[int] = ()
 ) -> list[LogSource]:
     """Find the log files of one attempt, nodes first."""
-    found = []
+    found, shards = [], _holds_shards(folder)
     for entry in _entries(folder):
         match = _NAME.fullmatch(entry.name)
         if not match or not _is_log(entry, match[1], int(match[2])):
@@ -99,8 +101,18 @@ def sources_below(
         number = int(match[2])
         wanted, field = (nodes, "node") if match[1] == "node" else (ranks, "rank")
         if number in wanted or not (ranks or nodes):
-            found.append(LogSource(folder / entry.name, section.attempt, section.stage, **{field: number}))
+            one = LogSource(folder / entry.name, section.attempt, section.stage, shard=shards, **{field: number})
+            found.append(one)
     return sorted(found, key=lambda source: source.order)
+
+
+def _holds_shards(attempt: Path) -> bool:
+    """Tell whether an attempt is an evaluation's, by the first line of its config."""
+    try:
+        with (attempt.parents[1] / "config.yaml").open("rb") as config:
+            return config.readline(64).strip() == b"kind: eval"
+    except OSError:
+        return False
 
 
 def _is_log(entry: os.DirEntry[str], kind: str, number: int) -> bool:

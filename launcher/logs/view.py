@@ -49,13 +49,14 @@ def lines_of(folded: Iterable[Folded], labelled: bool) -> Iterator[Line]:
 
 
 def label(sources: Iterable[LogSource]) -> str:
-    """Return who said something: ``[rank 2]``, ``[ranks 0-3,7]``, ``[node 0, ranks 0-7]``."""
+    """Return who said something: ``[rank 2]``, ``[ranks 0-3,7]``, ``[node 0, ranks 0-7]``, ``[shard 3]``."""
     members = list(sources)
-    nodes = [source.node for source in members if source.node is not None]
-    ranks = [source.rank for source in members if source.rank is not None]
-    return (
-        "[" + ", ".join(_names(kind, numbers) for kind, numbers in (("node", nodes), ("rank", ranks)) if numbers) + "]"
-    )
+    kinds = {
+        "node": [source.node for source in members if source.node is not None],
+        "rank": [source.rank for source in members if source.rank is not None and not source.shard],
+        "shard": [source.rank for source in members if source.rank is not None and source.shard],
+    }
+    return "[" + ", ".join(_names(kind, numbers) for kind, numbers in kinds.items() if numbers) + "]"
 
 
 def _names(kind: str, numbers: list[int]) -> str:

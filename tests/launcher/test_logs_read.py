@@ -92,6 +92,15 @@ def test_ranks_and_nodes_are_chosen(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_ranks_of_an_evaluation_are_its_shards(tmp_path: Path) -> None:
+    for stage, kind in (("learn", "train"), ("score", "eval")):
+        write_rank(tmp_path, 1, [timed(1, "x")], stage=stage)
+        write_rank(tmp_path, 0, [timed(1, "y")], stage=stage)
+        (tmp_path / "stages" / stage / "config.yaml").write_text(f"kind: {kind}\nseed: 1\n")
+    lines = [line.split("]")[0] for line in shown(tmp_path) if line.startswith("[")]
+    assert lines == ["[rank 0", "[rank 1", "[shard 0", "[shard 1"]
+
+
 def test_the_last_lines_are_counted_as_shown_and_after_the_filters(tmp_path: Path) -> None:
     for rank in range(3):
         write_rank(tmp_path, rank, [timed(step * 10 + rank / 10, f"step {step}") for step in range(20)])

@@ -58,8 +58,9 @@ class SlurmBackend:
     def submit(self, run: Run, plan: Plan) -> list[str]:
         """Send every step that is not done, each to start when the one before it has succeeded."""
         write_aside(plan_file(run.folder), render(plan))
-        known = {job.step.name: job for job in load_jobs(run.folder).jobs}
-        jobs = Jobs([_fresh_job(run.folder, step, known, plan) for step in plan.steps], time.time())
+        before = load_jobs(run.folder)
+        ended = {step.name: step for step in before.end.steps} if before.end else {}
+        jobs = Jobs([_fresh_job(run.folder, step, ended, plan) for step in plan.steps], time.time())
         jobs.save(run.folder)
         try:
             _send_all(run.folder, plan, jobs)
@@ -99,11 +100,10 @@ class SlurmBackend:
         return examine(profile)
 
 
-def _fresh_job(folder: RunFolder, step: Step, known: dict[str, Job], plan: Plan) -> Job:
+def _fresh_job(folder: RunFolder, step: Step, ended: dict[str, StepState], plan: Plan) -> Job:
     """What is not yet sent; a step that is done, or an array without a missing shard, keeps what it was."""
-    before = known.get(step.name)
-    if step.name in plan.finished and before is not None:
-        return Job(before.step)
+    if step.name in plan.finished and step.name in ended:
+        return Job(ended[step.name])
     for number in (None, *range(step.nodes)) if step.kind == "array" else (None,):
         word_file(folder, step.name, number).unlink(missing_ok=True)
     state = StepState(step.name, step.stage, step.kind, attempt=next_attempt(step, folder.stage(step.stage)))

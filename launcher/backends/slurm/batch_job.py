@@ -52,6 +52,12 @@ class Batch:
         return None if request is None else str(request.get("by", "a user"))
 
 
+def own_id() -> str:
+    """How Slurm's commands name this job; scancel does not find a member of an array by its job's number."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+
+
 def time_left_s(job_id: str) -> float | None:
     """Seconds to the job's time limit; None: without one, or unknown."""
     try:
@@ -92,7 +98,7 @@ def cancelled(batch: Batch, word: Word, who: str) -> str:
     """Write down that the job was cancelled, and have Slurm know it; return the end of its script."""
     word.state, word.reason, word.ended = CANCELLED, f"cancelled by {who}", time.time()
     batch.write(word)
-    return f'scancel --quiet "$SLURM_JOB_ID"; {_wait(30)}'
+    return f"scancel --quiet {own_id()}; {_wait(30)}"
 
 
 def _wait(seconds: int) -> str:

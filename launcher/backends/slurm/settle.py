@@ -6,7 +6,7 @@ import os
 import time
 
 from launcher.backends.base import REQUEUED, SUCCEEDED
-from launcher.backends.slurm.batch_job import Batch, cancelled, failed, requeue, time_left_s
+from launcher.backends.slurm.batch_job import Batch, cancelled, failed, own_id, requeue, time_left_s
 from launcher.backends.slurm.files import Word, log_tail
 from launcher.backends.slurm.settings import lead_s
 from launcher.ending import judge, weigh
@@ -56,9 +56,7 @@ def _unsaid(batch: Batch, word: Word) -> str:
     """What srun printed, where nothing was started that could have said more."""
     if any(batch.stage.attempt(word.attempt).glob("node*.log")):
         return ""
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    one = f"{array}_{batch.member}" if array else os.environ["SLURM_JOB_ID"]
-    tail = log_tail(batch.folder, one)
+    tail = log_tail(batch.folder, own_id())
     return f"; Slurm's log ends with: {tail}" if tail else ""
 
 

@@ -29,6 +29,8 @@ from launcher.store import Run
 CANCEL_PATIENCE_S = 300.0
 _GONE_S = 120.0
 """How long Slurm may take to end what it was told to end."""
+_BEHIND_S = 30.0
+"""How far the accounting may be behind."""
 _TELL_AGAIN_S = 5.0
 _POLL_S = 0.5
 _FRESH_S = 2.0
@@ -91,8 +93,17 @@ class SlurmBackend:
         _let_save(numbers, grace_s)
         _scancel(*reversed(numbers))
         _wait_gone(numbers, _GONE_S)
-        _forget_answers()
-        return self.states([run])[0]
+        return self._ended(run)
+
+    def _ended(self, run: Run) -> BackendState:
+        """The end of a run whose jobs have left the queue; the accounting may be some seconds behind."""
+        deadline = time.monotonic() + _BEHIND_S
+        while True:
+            _forget_answers()
+            state = self.states([run])[0]
+            if state.state in ENDED or time.monotonic() > deadline:
+                return state
+            time.sleep(_POLL_S)
 
     def examine(self, profile: Profile) -> Iterator[Finding]:
         from launcher.backends.slurm.doctor import examine

@@ -105,7 +105,9 @@ class Answer:
 
     def job(self, one: str) -> Foreign | None:
         """What Slurm knows of a job, or of a member of an array."""
-        return self.jobs.get(one) or self.jobs.get(f"{one.split('_')[0]}_*")
+        number = one.split("_")[0]
+        # The queue has those that ended before they started under the array's number, the accounting in a row.
+        return self.jobs.get(one) or self.jobs.get(number) or self.jobs.get(f"{number}_*")
 
 
 _ACTIVE = frozenset({

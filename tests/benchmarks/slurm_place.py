@@ -92,16 +92,19 @@ def place(system: Path | None = None) -> Iterator[Place]:
 
 @contextmanager
 def _environment(folder: Path, **more: str) -> Iterator[None]:
-    before = dict(os.environ)
+    before, folder_before = dict(os.environ), Path.cwd()
     own = {"LLAVAJOB_RUNS": str(folder / "runs"), "COLUMNS": "200", **more}
     if more:
         # A system's own profiles stay in force, a bed has none.
         own["HOME"] = str(folder / "home")
         (folder / "home").mkdir()
     os.environ.update(own)
+    # Jobs start where they were sent from, and Python looks there first: not beside the packages of the repository.
+    os.chdir(folder)
     try:
         yield
     finally:
+        os.chdir(folder_before)
         os.environ.clear()
         os.environ.update(before)
 

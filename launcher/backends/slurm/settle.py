@@ -32,7 +32,7 @@ def settle(batch: Batch, srun_code: int) -> str:
     word.fruitless = verdict.fruitless
     if not verdict.again:
         return failed(batch, word, verdict.reason + _unsaid(batch, word), srun_code or 1)
-    if ending.kind == "broken" and verdict.fruitless == 0 and _may_go_on(batch):
+    if ending.kind == "broken" and verdict.fruitless == 0 and _may_go_on(batch, word.attempt):
         batch.event("restarted", reason=verdict.reason)
         word.state, word.reason = REQUEUED, f"{verdict.reason}; starting again on the same nodes"
         batch.write(word)
@@ -60,7 +60,9 @@ def _unsaid(batch: Batch, word: Word) -> str:
     return f"; Slurm's log ends with: {tail}" if tail else ""
 
 
-def _may_go_on(batch: Batch) -> bool:
-    """Nodes that just made progress are good enough for another attempt, if there is time for one."""
+def _may_go_on(batch: Batch, attempt: int) -> bool:
+    """Nodes that just made progress are good enough for another attempt, if all are there and there is time for one."""
+    if None in exit_codes(batch.stage, batch.step, attempt):
+        return False  # a node was lost, and a new step would wait for it
     left_s = time_left_s(os.environ["SLURM_JOB_ID"])
     return left_s is None or left_s > lead_s(batch.plan.settings, batch.step.grace_s) + _START_S

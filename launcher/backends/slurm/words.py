@@ -14,6 +14,7 @@ STATES = {
     "REQUEUED": REQUEUED,  # was ended and waits again
     "REQUEUE_FED": REQUEUED,  # the same, in a federation
     "REQUEUE_HOLD": REQUEUED,  # the same, until somebody releases it
+    "RESV_DEL_HOLD": PENDING,  # held, because its reservation was deleted
     "SPECIAL_EXIT": REQUEUED,  # the same, marked by its site
     "RUNNING": RUNNING,
     "SUSPENDED": RUNNING,  # stopped on its nodes by the site, keeps its memory

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -263,7 +264,7 @@ def test_what_was_submitted_is_what_runs_after_a_requeue(
     enough(shell.runs / "kept")
     start_now(bed, job)
     done = shell.wait("kept")
-    assert (done["state"], done["attempts"]) == ("SUCCEEDED", 2), done
+    assert (done["state"], done["attempts"]) == ("SUCCEEDED", 2), done["reason"]
     record = json.loads((shell.runs / "kept/run.json").read_text())["code"]
     assert record["from"] == str(checkout) and "git_commit" in record
     assert (shell.runs / "kept" / record["folder"] / record["diff"]).exists()
@@ -403,3 +404,87 @@ def test_a_killed_batch_script_is_said_and_resumed(shell: Shell, recipe: Write, 
     assert queued(own_bed) == []
     shell("resume", "cut-off", STANDIN_STEPS=str(done["step"] + 2))
     assert shell.wait("cut-off")["state"] == "SUCCEEDED"
+
+
+def test_a_node_that_dies_costs_the_run_no_more_than_its_last_save(shell: Shell, recipe: Write, own_bed: Bed) -> None:
+    job = running(shell, recipe(), "node", STANDIN_FAIL="progress")
+    own_bed.kill_node("node2")
+    own_bed.start_node("node2")
+    wait_requeued(shell, "node", most_s=150)
+    assert shell.left("node") == []
+    enough(shell.runs / "node")
+    start_now(own_bed, job)
+    done = shell.wait("node")
+    assert (done["state"], done["attempts"]) == ("SUCCEEDED", 2), done["reason"]
+    assert "starts at step 2 " in rank_log(shell, "node", 1)
+
+
+# A controller that is silent
+
+
+def test_a_silent_controller_is_said_and_changes_nothing(shell: Shell, recipe: Write, own_bed: Bed) -> None:
+    """Status keeps what was last known; submit and cancel wait, and are then done once."""
+    less = ("--set", "slurm.mem=1G")
+    name = recipe()
+    for run in ("before", "ending"):
+        running(shell, name, run, *less)
+    own_bed.stop_controller()
+    asked = {
+        "follow": shell.start("logs", "before", "--follow"),
+        "status": shell.start("status", "before"),
+        "list": shell.start("list"),
+        "submit": shell.start("submit", name, "--on", "slurm", "--name", "during", *less),
+        "cancel": shell.start("cancel", "ending"),
+    }
+    for command in ("submit", "cancel"):
+        await_words(asked[command], "trying again ...")
+    said = {command: asked[command].communicate(timeout=60)[0] for command in ("status", "list")}
+    assert re.match(r"before +RUNNING +Slurm does not answer", said["status"]), said["status"]
+    assert re.search(r"^before .* RUNNING .* Slurm does not answer", said["list"], re.MULTILINE), said["list"]
+    own_bed.start_controller()
+    out, _ = asked["submit"].communicate(timeout=60)
+    assert (asked["submit"].returncode, out) == (0, "during\n")
+    sent = own_bed.call("squeue", "--noheader", "--states=all", "--name=during", "--format=%i").split()
+    assert sent == [number(shell, "during")], "sent once"
+    asked["cancel"].communicate(timeout=60)
+    assert asked["cancel"].returncode == 0 and shell.status("ending")["state"] == "CANCELLED"
+    assert shell.wait("during", "RUNNING", "SUCCEEDED")
+    assert (shell.status("before")["state"], shell.status("before")["reason"]) == ("RUNNING", "")
+    enough(shell.runs / "before")
+    assert shell.wait("before")["state"] == "SUCCEEDED"
+    asked["follow"].communicate(timeout=30)
+    assert asked["follow"].returncode == 0
+
+
+def await_words(process: subprocess.Popen[str], words: str) -> None:
+    """Wait until a process has said something to people."""
+    assert process.stderr is not None
+    assert any(words in line for line in iter(process.stderr.readline, "")), words
+
+
+# Without accounting
+
+
+def test_a_cluster_without_accounting_tells_every_end(
+    shell: Shell, recipe: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Bed(accounting=False) as bed:
+        monkeypatch.setenv("SLURM_CONF", bed.environment["SLURM_CONF"])
+        name = recipe(retries={"grace_s": 5, "without_progress": 1})
+        less = ("--set", "slurm.mem=1G", "--nodes", "1")
+        submit(shell, name, "good", *less)
+        submit(shell, name, "bad", *less, STANDIN_FAIL="exit:3")
+        running(shell, name, "cut", *less)
+        outside = running(shell, name, "outside", *less)
+        killed = running(shell, name, "killed", *less)
+        shell("cancel", "cut")
+        bed.call("scancel", outside)
+        batch_script(bed, killed).kill()
+        ends = {run: shell.wait(run) for run in ("good", "bad", "cut", "outside", "killed")}
+        monkeypatch.undo()
+    states = {run: end["state"] for run, end in ends.items()}
+    assert states == {
+        "good": "SUCCEEDED", "bad": "FAILED", "cut": "CANCELLED", "outside": "CANCELLED", "killed": "FAILED",
+    }  # fmt: skip
+    assert ends["bad"]["reason"] == "rank 0 on node 0 (here): no pictures"
+    assert ends["outside"]["reason"].startswith("cancelled with scancel")

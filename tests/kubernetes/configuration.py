@@ -259,10 +259,12 @@ def daemons(folder: Path) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
-# The operator's certificates are mounted into its pod, at a fixed place in /tmp: it gets a /tmp of its own.
+# The operator's certificates are mounted into its pod, at a fixed place in /tmp: it gets a /tmp of its own. What is
+# written below the old /tmp later does not show in the new one, so their folder is taken along.
 OPERATOR_PLACE = """\
-mkdir -p /run/operator/upper/k8s-webhook-server/serving-certs
+mkdir -p /run/operator/certificates /run/operator/upper/k8s-webhook-server/serving-certs
+mount --bind {folder}/webhook /run/operator/certificates
 mount -t overlay -o lowerdir=/tmp,upperdir=/run/operator/upper,workdir=/run/operator/work overlay /tmp
-mount --bind {folder}/webhook /tmp/k8s-webhook-server/serving-certs
+mount --bind /run/operator/certificates /tmp/k8s-webhook-server/serving-certs
 exec "$0" "$@"
 """

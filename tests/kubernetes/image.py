@@ -24,6 +24,7 @@ USER = 64000
 SECURITY = {"runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER}
 REPOSITORY = Path(__file__).parents[2]
 FOLDERS = ("dev", "etc", "home", "mnt", "proc", "root", "run", "sys", "tmp", "usr", "usr/bin", "var", "var/tmp")
+OPEN = ("home", "tmp", "var/tmp")
 SHARED_WITH_USR = ("bin", "lib", "lib64", "sbin")
 FILES = {
     "etc/passwd": f"root:x:0:0::/root:/bin/sh\nbed:x:{USER}:{USER}::/home:/bin/sh\n",
@@ -53,7 +54,7 @@ def layer(busybox: Path) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name in FOLDERS:
-            mode = 0o1777 if name.endswith("tmp") else 0o755
+            mode = 0o1777 if name in OPEN else 0o755
             archive.addfile(entry(name, type=tarfile.DIRTYPE, mode=mode))
         for name in SHARED_WITH_USR:
             archive.addfile(entry(name, type=tarfile.SYMTYPE, linkname=f"usr/{name}"))

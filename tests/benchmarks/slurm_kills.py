@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
+from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ TRAINING = ("rank", "agent", "batch", "slurmd")
 MORE_TRAINING = ("task", "node")
 EVALUATION = ("shard", "task", "batch")
 ENDS_THE_JOB = ("batch",)
-STEPS_PER_KILL, ROWS_PER_KILL = 60, 50
+STEPS_PER_KILL, ROWS_PER_KILL = 150, 50
 ASK_S, MOST_S = 0.5, 300.0
 # A slurmd comes back at once; a node stays away for longer than Slurm waits for it (SlurmdTimeout).
 DOWN_S = {"slurmd": 4.0, "node": 45.0}
@@ -66,7 +67,7 @@ class Witness:
     run: str
     begun: float = field(default_factory=time.monotonic)
     may_have_ended: bool = False
-    """Whether the run may be over: its job was ended, or it is near its last step."""
+    """Whether the run may have failed: its job was ended, and it was not yet resumed."""
     log: list[Seen] = field(default_factory=list)
     _stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -96,9 +97,9 @@ class Witness:
         seen = Seen(moment, values["state"], values["reason"], values["step"] or 0, values["attempts"])
         if seen.state == "UNKNOWN":
             seen.wrong = "unknown"
-        elif seen.state in ENDED and not allowed:
+        elif seen.state in ("FAILED", "CANCELLED") and not allowed:
             seen.wrong = "ended, though nothing was done that ends it"
-        elif seen.state == "SUCCEEDED" and values["total_steps"] and seen.step < values["total_steps"]:
+        elif seen.state == "SUCCEEDED" and seen.step < (values["total_steps"] or 1):
             seen.wrong = "succeeded before its last step"
         return seen
 
@@ -213,7 +214,6 @@ class Target:
 
     def await_end(self) -> None:
         """Let the run come to its end."""
-        self.witness.may_have_ended = True
         while self.witness.next().state not in ENDED:
             if release(self.work, self.job()):
                 self.notes["requeued and let go"] += 1
@@ -298,13 +298,15 @@ def hit_training(work: Place, world: Path, kinds: list[str], kills: int, rng: ra
     insist("submit", recipe, "--on", "slurm", "--name", "hit")
     with Witness("hit") as witness:
         target = Target(work, "hit", rng, witness)
-        for number in range(kills):
-            if not target.await_progress():
-                break
-            kind = kinds[number % len(kinds)]
+        done = 0
+        while done < kills and target.await_progress():
+            kind = kinds[done % len(kinds)]
             time.sleep(rng.uniform(0, 1.0))
-            print(f"kill {number + 1}: {kind} at about step {witness.log[-1].step}", flush=True)
-            if target.hit(kind) and kind in ENDS_THE_JOB:
+            if not target.hit(kind):
+                continue
+            done += 1
+            print(f"kill {done}: {kind} at about step {witness.log[-1].step}", flush=True)
+            if kind in ENDS_THE_JOB:
                 target.go_on(kind)
         target.await_end()
     compare_training(work.runs / "whole", target.folder, steps)
@@ -320,10 +322,20 @@ def untouched(end: dict[str, Any], begun: float) -> str:
 def compare_training(whole: Path, hit: Path, steps: int) -> None:
     """Print what was lost or done twice, and whether the numbers are the same."""
     counted = Counter(line["step"] for line in metrics(hit))
-    lost = len(set(range(1, steps + 1)) - counted.keys())
+    missing = sorted(set(range(1, steps + 1)) - counted.keys())
     twice = sum(counted.values()) - len(counted)
-    print(f"training: of {steps} updates {lost} lost, {twice} done twice")
-    print(f"training: losses and gradient norms equal bit for bit: {losses(hit) == losses(whole)}")
+    wanted, found = losses(whole), losses(hit)
+    differ = [step for step in found if found[step] != wanted.get(step)]
+    print(f"training: of {steps} updates {twice} done twice")
+    print(f"training: updates without a line in metrics.jsonl: {len(missing)} {missing[:9] or ''}")
+    print(f"training: updates whose loss or gradient norm differs in a bit: {len(differ)} {sorted(differ)[:9] or ''}")
+    print(f"training: weights at the end equal byte for byte: {weights(whole) == weights(hit) != {}}")
+
+
+def weights(run: Path) -> dict[str, str]:
+    """Digests of a trained model's weights."""
+    found = sorted((run / "model").rglob("*.safetensors"))
+    return {str(path.relative_to(run)): sha256(path.read_bytes()).hexdigest() for path in found}
 
 
 def eval_recipe(world: Path, kills: int) -> str:
@@ -348,15 +360,16 @@ def hit_evaluation(work: Place, world: Path, kills: int, rng: random.Random) -> 
     insist("submit", recipe, "--on", "slurm", "--name", "rows-hit")
     with Witness("rows-hit") as witness:
         target = Target(work, "rows-hit", rng, witness)
-        for number in range(kills):
-            if not target.await_progress():
-                break
-            kind = EVALUATION[number % len(EVALUATION)]
+        done = 0
+        while done < kills and target.await_progress():
+            kind = EVALUATION[done % len(EVALUATION)]
             time.sleep(rng.uniform(0, 1.0))
             # All members at once: one that is spared would do all that it has to do before the run ends.
-            print(f"kill {number + 1}: every {kind} at about row {witness.log[-1].step}", flush=True)
-            if target.hit(kind, every=True):
-                target.go_on(kind)
+            if not target.hit(kind, every=True):
+                continue
+            done += 1
+            print(f"kill {done}: every {kind} at about row {witness.log[-1].step}", flush=True)
+            target.go_on(kind)
         target.await_end()
     compare_rows(work.runs / "rows-whole", target.folder)
     target.report("evaluation")

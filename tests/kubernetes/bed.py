@@ -40,7 +40,7 @@ from tests.kubernetes.configuration import (
     write_configuration,
 )
 from tests.kubernetes.image import REPOSITORY, write_image
-from tests.kubernetes.keeper import cgroups, remove_cgroups
+from tests.kubernetes.keeper import CGROUPS, NAMESPACES, cgroups, remove_cgroups
 from tests.slurm.bed import BedError, alive, describe, tail, until
 from tests.slurm.keeper import mentions, offspring
 
@@ -49,13 +49,19 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 START_LIMIT_S = 120.0
 STOP_LIMIT_S = 60.0
 CALL_LIMIT_S = 60.0
-CLEAR_LIMIT_S = 120.0
 FOLDERS = ("log", "pki", "cni", "webhook", "pod-logs", "containerd", "kubelet")
 # The bed has its own of these, so a bed's folder there would be out of sight.
 HIDDEN = tuple(map(Path, ("/run", "/var/run", "/var/lib", "/var/log", "/proc", "/sys", "/dev")))
 # A Unix socket's path has at most 107 characters; the kubelet's below the folder take up to 45 of them.
 FOLDER_LENGTH = 60
 
+# What a bed does that a machine may not allow, in namespaces that end with it.
+TRIAL = """\
+ip link add bed type bridge
+mount -t tmpfs tmpfs /run
+mkdir /run/upper /run/work
+mount -t overlay -o lowerdir=/var/lib,upperdir=/run/upper,workdir=/run/work overlay /var/lib
+"""
 # The operator's webhook wants a container named pytorch.
 WRONG_JOB = {
     "apiVersion": "kubeflow.org/v1",
@@ -78,8 +84,11 @@ def missing() -> str | None:
     absent = [tool for tool in TOOLS if shutil.which(tool, path=PATH) is None]
     if absent:
         return f"not found: {', '.join(absent)}"
-    allowed = subprocess.run(["unshare", "--mount", "--net", "--pid", "--fork", "true"], capture_output=True, text=True)
-    return f"namespaces cannot be made here: {allowed.stderr.strip()}" if allowed.returncode else None
+    groups = CGROUPS if (CGROUPS / "cgroup.controllers").exists() else CGROUPS / "memory"
+    if not os.access(groups, os.W_OK):
+        return f"the test bed makes control groups, and {groups} cannot be written"
+    tried = subprocess.run(["unshare", *NAMESPACES, "--fork", "sh", "-euc", TRIAL], capture_output=True, text=True)
+    return f"namespaces, mounts and bridges are not allowed here: {tried.stderr.strip()}" if tried.returncode else None
 
 
 class Cluster:
@@ -112,6 +121,11 @@ class Cluster:
         items = {"apiVersion": "v1", "kind": "List", "items": objects}
         self.kubectl("apply", "--server-side", "--filename=-", stdin=json.dumps(items))
 
+    def create(self, namespace: str, *objects: dict[str, Any]) -> None:
+        """Make new objects in a namespace."""
+        items = {"apiVersion": "v1", "kind": "List", "items": objects}
+        self.kubectl("create", "--filename=-", f"--namespace={namespace}", stdin=json.dumps(items))
+
     def get(self, kind: str, name: str = "", namespace: str = "default", **options: str) -> dict[str, Any]:
         """An object, or the list of all of a kind."""
         asked = [f"--{option}={value}" for option, value in options.items()]
@@ -120,10 +134,11 @@ class Cluster:
         return found
 
     def clear(self, namespace: str) -> None:
-        """Delete a namespace with all that is in it, without the time that its pods may take to end."""
+        """Delete a namespace and what runs in it, without the time that its pods may take to end."""
         self.kubectl("delete", "pytorchjobs,jobs", "--all", "--wait=false", f"--namespace={namespace}")
         self.kubectl("delete", "pods", "--all", "--force", "--grace-period=0", f"--namespace={namespace}")
-        self.kubectl("delete", "namespace", namespace, limit_s=CLEAR_LIMIT_S)
+        # It stays for five seconds more, whatever it holds.
+        self.kubectl("delete", "namespace", namespace, "--wait=false")
 
 
 class Machine:
@@ -239,14 +254,22 @@ class Bed(Cluster):
         self._end("relay", signal.SIGTERM)
         self._end("apiserver", how)
 
+    def stop_daemon(self, name: str, how: signal.Signals = signal.SIGKILL) -> None:
+        """End one of the daemons: controllers, scheduler, kubelet, coredns or operator; ``mend`` starts it again."""
+        self._end(name, how)
+
     def mend(self) -> None:
-        """Start the daemons that are down."""
-        if {"relay", "apiserver"} - self._up():
-            self._end("relay", signal.SIGTERM)
-            self._end("apiserver", signal.SIGKILL)
+        """Start the daemons that are down, and wait until they work."""
+        down = {*configuration.daemons(self.folder), "relay"} - self._up()
+        if down & {"relay", "apiserver"}:
+            self.stop_api()
             self.start_api()
-        for name in configuration.daemons(self.folder).keys() - self._up():
+        for name in down - {"relay", "apiserver"}:
             self._spawn(name)
+        if "operator" in down:
+            self._await("operator", self._webhook_refuses)
+        if down & {"kubelet", "coredns"}:
+            self._await_node()
 
     # How
 
@@ -266,7 +289,7 @@ class Bed(Cluster):
         if any(folder.iterdir()):
             raise BedError(f"{folder} is not empty")
         folder.chmod(0o755)
-        self.environment = {"KUBECONFIG": str(folder / "kubeconfig")}
+        self.environment = {"KUBECONFIG": str(folder / "kubeconfig"), "KUBECACHEDIR": str(folder / "kubectl-cache")}
         for name in FOLDERS:
             (folder / name).mkdir()
 
@@ -282,7 +305,7 @@ class Bed(Cluster):
     def _start_node(self) -> None:
         """Start the container runtime and give it the image."""
         self._spawn("containerd")
-        ctr = (str(programs()["ctr"]), f"--address={CONTAINERD_SOCKET}", "--namespace=k8s.io")
+        ctr = (str(programs()["ctr"]), f"--address={CONTAINERD_SOCKET}", "--connect-timeout=1s", "--namespace=k8s.io")
         self._await("containerd", lambda: self._inside(*ctr, "images", "import", str(self.folder / "image.tar")))
 
     def _start_operator(self) -> None:

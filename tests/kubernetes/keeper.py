@@ -31,6 +31,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 NAMESPACES = ("--mount", "--net", "--pid", "--uts", "--ipc")
 # A killed process leaves its control group a moment after it ended.
 EMPTY_LIMIT_S = 10.0
+CALL_LIMIT_S = 60.0
 POLL_S = 0.02
 
 
@@ -91,8 +92,16 @@ def call(request: dict[str, Any]) -> dict[str, Any]:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         done = subprocess.run(
-            command, env=request["env"], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+            command,
+            env=request["env"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=CALL_LIMIT_S,
         )
+    except subprocess.TimeoutExpired as error:
+        return {"error": str(error)}
     finally:
         signal.signal(signal.SIGCHLD, reap)
         reap()

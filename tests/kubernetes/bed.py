@@ -249,14 +249,15 @@ class Bed(Cluster):
         self._spawn("relay", [*relay, str(self._listener), GATEWAY, str(API_PORT)], sockets=[self._listener])
         self._await("relay", lambda: self.kubectl("get", "--raw=/readyz"))
 
-    def stop_api(self, how: signal.Signals = signal.SIGKILL) -> None:
-        """End the API server alone: its port refuses connections, and the pods go on."""
+    def stop_api(self) -> None:
+        """Kill the API server alone: its port refuses connections, and the pods go on."""
+        # It would wait a minute for those that watch, were it asked to end.
         self._end("relay", signal.SIGTERM)
-        self._end("apiserver", how)
+        self._end("apiserver", signal.SIGKILL)
 
-    def stop_daemon(self, name: str, how: signal.Signals = signal.SIGKILL) -> None:
-        """End one of the daemons: controllers, scheduler, kubelet, coredns or operator; ``mend`` starts it again."""
-        self._end(name, how)
+    def stop_daemon(self, name: str) -> None:
+        """Kill one of the daemons: controllers, scheduler, kubelet, coredns or operator; ``mend`` starts it again."""
+        self._end(name, signal.SIGKILL)
 
     def mend(self) -> None:
         """Start the daemons that are down, and wait until they work."""

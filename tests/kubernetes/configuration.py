@@ -24,7 +24,7 @@ API_PORT = 443
 ETCD = "http://127.0.0.1:2379"
 WEBHOOK_PORT = 9443
 OPERATOR_NAMESPACE, OPERATOR, WEBHOOK_SECRET = "kubeflow", "training-operator", "training-operator-webhook-cert"
-CONTAINERD_SOCKET = "/run/bed-containerd.sock"
+CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 CERTIFICATE_DAYS = 30
 
 # The bed sees its own /run, /var/log and /var/lib; of the host's it sees the last, and what is written there stays in
@@ -144,7 +144,6 @@ def kubelet_settings(folder: Path) -> dict[str, Any]:
         "authorization": {"mode": "AlwaysAllow"},
         "cgroupDriver": "cgroupfs",
         "cgroupRoot": f"/{cgroup_name(folder)}",
-        "cgroupsPerQOS": False,
         "enforceNodeAllocatable": [],
         "clusterDNS": [GATEWAY],
         "clusterDomain": "cluster.local",
@@ -242,6 +241,7 @@ def daemons(folder: Path) -> dict[str, list[str]]:
         "controllers": [
             program["kube-controller-manager"], inner, f"--service-account-private-key-file={pki}/accounts.key",
             f"--root-ca-file={pki}/ca.crt", "--use-service-account-credentials=true", "--leader-elect=false",
+            f"--flex-volume-plugin-dir={folder}/kubelet/volume-plugins",
         ],
         "scheduler": [program["kube-scheduler"], inner, "--leader-elect=false"],
         "containerd": [program["containerd"], f"--config={folder}/containerd.toml"],

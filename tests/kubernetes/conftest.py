@@ -34,15 +34,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def unready() -> str | None:
     """Why the test bed cannot start here, or None; builds its programs where that is allowed."""
-    reason = missing()
-    if reason or not missing_programs():
+    if reason := missing():
         return reason
-    if not INSTALL:
+    if not INSTALL or not missing_programs():
         return missing_programs()
-    reason = missing_tools()
-    if not reason:
+    if reason := missing_tools():
+        return reason
+    try:
         build()
-    return reason
+    except BedError as error:
+        return str(error)
+    return None
 
 
 @pytest.fixture(scope="session")

@@ -46,6 +46,13 @@ def cgroups(folder: Path) -> list[Path]:
     return [place / name for place in (CGROUPS, *CGROUPS.glob("*/")) if (place / name).is_dir()]
 
 
+def make_cgroups(folder: Path) -> None:
+    """Make the control groups that a bed's pods are put below."""
+    first_kind = [place for place in CGROUPS.glob("*/") if (place / "cgroup.procs").exists()]
+    for place in [CGROUPS] if (CGROUPS / "cgroup.controllers").exists() else first_kind:
+        (place / cgroup_name(folder)).mkdir()
+
+
 def remove_cgroups(folder: Path) -> None:
     """Remove a bed's control groups, once their processes are gone."""
     deadline = time.monotonic() + EMPTY_LIMIT_S
@@ -150,6 +157,7 @@ def hold(folder: Path, sock: int) -> None:
     made = ("unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc", "--propagation", "slave")
     inner = (sys.executable, "-m", "tests.kubernetes.keeper")
     try:
+        make_cgroups(folder)
         subprocess.run([*made, "--", *inner], pass_fds=[sock])
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -18,6 +18,7 @@ import tests.kubernetes.build as build_module
 import tests.kubernetes.configuration as configuration_module
 from tests.kubernetes.bed import Bed, Cluster, remains
 from tests.kubernetes.image import REPOSITORY, USER, give, pod_template
+from tests.kubernetes.keeper import CGROUPS
 from tests.slurm.bed import BedError, describe, until
 
 JOB_LIMIT_S = 240.0
@@ -106,11 +107,12 @@ def sleepers() -> list[psutil.Process]:
 
 def footprint() -> dict[str, Any]:
     """What a cluster would leave on a host."""
-    places = ("/run/containerd", "/run/netns", "/tmp/k8s-webhook-server", "/var/lib/cni", "/var/lib/kubelet",
-              "/var/log/containers", "/var/log/pods")  # fmt: skip
+    named = ("/etc/cni", "/etc/kubernetes", "/run/containerd", "/run/netns", "/tmp/k8s-webhook-server",
+             "/usr/libexec/kubernetes", "/var/lib/cni", "/var/lib/kubelet", "/var/log/pods")  # fmt: skip
+    places = [*map(Path, named), *CGROUPS.glob("*/k8s.io"), *CGROUPS.glob("*/kubepods")]
     sysctls = ("kernel/panic", "kernel/panic_on_oops", "net/ipv4/ip_forward", "vm/overcommit_memory")
     return {
-        "places": {name for name in places if Path(name).exists()},
+        "places": {place for place in places if place.exists()},
         "links": set(os.listdir("/sys/class/net")),
         "mounts": {line for line in Path("/proc/self/mounts").read_text().splitlines() if "llavajob" in line},
         "sysctls": {name: Path("/proc/sys", name).read_text() for name in sysctls},

@@ -1,0 +1,1 @@
+"""Tests against a real Kubernetes: one node with the training operator on this host."""

@@ -30,11 +30,14 @@ from tests.slurm.jobs import (
     steps_done,
     wait_requeued,
 )
+from tests.world import build_world, losses, train_recipe, write_recipe
 
 __all__ = ["recipe", "shell"]
 Write = Callable[..., str]
 REPOSITORY = Path(__file__).parents[2]
 LONG = "100000"
+STEPS = 240
+"""Of a training with the real runtime."""
 
 
 def submit(shell: Shell, recipe: str, run: str, *options: str, **environment: str) -> str:
@@ -488,3 +491,48 @@ def test_a_cluster_without_accounting_tells_every_end(
     }  # fmt: skip
     assert ends["bad"]["reason"] == "rank 0 on node 0 (here): no pictures"
     assert ends["outside"]["reason"].startswith("cancelled with scancel")
+
+
+# With the real runtime
+
+
+def test_losses_after_every_kind_of_requeue_are_those_of_a_whole_run(
+    shell: Shell, bed: Cluster, own_place: Path
+) -> None:
+    """By hand, by a killed rank, by preemption: bit for bit what training in one go gives."""
+    values = train_recipe(build_world(own_place / "world"), STEPS, save_every=STEPS)
+    values["resources"]["threads_per_process"] = 1  # sums depend on how many threads share them
+    recipe = str(write_recipe(shell.folder / "tiny.yaml", values))
+    shell("submit", recipe, "--on", "local", "--name", "whole")
+    job = submit(shell, recipe, "hit", "--set", "slurm.time=1h")
+    shell.wait_step("hit", 3)
+    by_hand(shell, bed, "hit", job)
+    first = wait_requeued(shell, "hit")["step"]
+    start_now(bed, job)
+    shell.wait_step("hit", first + 3)
+    psutil.Process(rank(shell, "hit", 1)).kill()
+    shell.until(lambda: shell.status("hit")["attempts"] == 3, "the third attempt, in the same job")
+    shell.wait_step("hit", shell.status("hit")["step"] + 2)
+    by_preemption(shell, bed, "hit", job)
+    second = wait_requeued(shell, "hit")["step"]
+    start_now(bed, job)
+    hit, whole = shell.wait("hit", most_s=120), shell.wait("whole", most_s=120)
+    assert (hit["state"], hit["attempts"], whole["state"]) == ("SUCCEEDED", 4, "SUCCEEDED"), hit["reason"]
+    assert 3 <= first < second < STEPS
+    assert losses(shell.runs / "hit") == losses(shell.runs / "whole")
+    assert sorted(losses(shell.runs / "hit")) == list(range(1, STEPS + 1))
+    again = len(steps_done(shell.runs / "hit")) - STEPS
+    assert again <= 1, "no requeue lost a step; the rank that was killed may have cost the one that it was at"
+
+
+def rank(shell: Shell, run: str, number: int) -> int:
+    """The process of one rank."""
+    for process in psutil.process_iter():
+        try:
+            environment, command = process.environ(), process.cmdline()
+        except psutil.Error:
+            continue
+        mine = environment.get("LLAVAJOB_RUN") == str(shell.runs / run) and environment.get("RANK") == str(number)
+        if mine and "llava.train" in command:
+            return process.pid
+    raise AssertionError(f"rank {number} of {run} is not there")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launcher.recipe import Stage
+from launcher.recipe import Override, Stage
 from launcher.tree import Key
 
 _READ: dict[str, tuple[Key, ...]] = {
@@ -24,6 +24,8 @@ _WRITTEN: dict[str, tuple[Key, ...]] = {
     "toy": (("toy", "data"), ("toy", "bases"), ("toy", "cache")),
 }
 
+_ENDS = frozenset(key for keys in (*_READ.values(), *_WRITTEN.values()) for key in keys)
+
 
 @dataclass(frozen=True)
 class Missing:
@@ -35,13 +37,26 @@ class Missing:
     cure: str
 
 
-def make_absolute(stages: Sequence[Stage]) -> None:
-    """Write every path out in full, because jobs start in other folders."""
+def make_absolute(stages: Sequence[Stage], base: Path) -> None:
+    """Write every path out in full, because jobs start in other folders.
+
+    Args:
+        stages: whose paths.
+        base: the folder that paths are meant from: where the run was first submitted.
+    """
     for stage in stages:
         for key in (*_READ[stage.kind], *_WRITTEN.get(stage.kind, ())):
             value = stage.tree.get(key)
             if isinstance(value, str) and value and not value.startswith("<"):
-                stage.tree.set(key, os.path.abspath(Path(value).expanduser()), stage.tree.origin(key))
+                stage.tree.set(key, os.path.abspath(base / Path(value).expanduser()), stage.tree.origin(key))
+
+
+def from_here(override: Override) -> Override:
+    """Write out a path that is given to a run which was submitted elsewhere: it is meant from this folder."""
+    is_path = override.key[0] == "paths" or override.key[-2:] in _ENDS or override.key[-3:] in _ENDS
+    if not is_path or override.text.startswith(("$", "<")) or override.text in ("", "null"):
+        return override
+    return replace(override, text=os.path.abspath(Path(override.text).expanduser()))
 
 
 def find_missing(stages: Sequence[Stage], run_folder: Path) -> list[Missing]:

@@ -11,7 +11,7 @@ from typing import Any
 from launcher.backends.base import ENDED, SUCCEEDED, BackendState, get_backend
 from launcher.errors import BackendError, LauncherError, RequestError
 from launcher.exits import missing_shards
-from launcher.inputs import Missing, find_missing, make_absolute
+from launcher.inputs import Missing, find_missing, from_here, make_absolute
 from launcher.origin import code_diff, describe_origin
 from launcher.plan import Plan
 from launcher.planning import make_plan
@@ -61,14 +61,14 @@ def prepare(reference: str, on: str | None, name: str | None, overrides: Sequenc
     recipe = load(reference)
     apply_overrides(recipe, override_place(profile, overrides))
     run = name or new_name(recipe.name)
-    return _prepare(recipe, profile, RunFolder(profile.runs / run))
+    return _prepare(recipe, profile, RunFolder(profile.runs / run), Path.cwd())
 
 
-def _prepare(recipe: Recipe, profile: Profile, folder: RunFolder) -> Prepared:
+def _prepare(recipe: Recipe, profile: Profile, folder: RunFolder, base: Path) -> Prepared:
     fixed = {"run.dir": str(folder.root), "run.name": folder.name, "runs.root": str(profile.runs)}
     names = Names(fixed, _latest_finished)
     stages = stages_of(recipe, profile.values, folder.root, names)
-    make_absolute(stages)
+    make_absolute(stages, base)
     plan = go_on(make_plan(folder.name, folder.root, profile, stages), folder)
     backend = get_backend(profile.backend)
     missing, lacking = find_missing(stages, folder.root), backend.check(plan)
@@ -167,8 +167,8 @@ def resume(name: str | None, overrides: Sequence[Override]) -> tuple[Run, list[s
     profile = find_profile(str(run.record["profile"]))
     profile.runs = run.folder.root.parent
     before = [Override(tuple(key.split(".")), text, origin) for key, text, origin in run.record.get("place", ())]
-    apply_overrides(recipe, override_place(profile, [*before, *overrides]))
-    prepared = _prepare(recipe, profile, run.folder)
+    apply_overrides(recipe, override_place(profile, [*before, *map(from_here, overrides)]))
+    prepared = _prepare(recipe, profile, run.folder, Path(run.record["folder"]))
     prepared.require_inputs()
     run.folder.cancel_request.unlink(missing_ok=True)
     _write(run, prepared)

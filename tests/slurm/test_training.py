@@ -292,12 +292,15 @@ def test_resume_after_cancel_on_one_node(shell: Shell, recipe: Write, bed: Clust
 
 
 def test_resume_from_another_folder(shell: Shell, recipe: Write, own_place: Path) -> None:
-    """The paths in a recipe are meant from where it was submitted."""
+    """The paths in a recipe are meant from where it was submitted, those given now from here."""
     running(shell, recipe(), "cut")
     shell("cancel", "cut")
-    shell.folder = own_place
-    shell("resume", "cut", STANDIN_STEPS="1")
+    first, shell.folder = shell.folder, own_place
+    (own_place / "other.json").write_text("[]")
+    shell("resume", "cut", "--set", "data.records=other.json", STANDIN_STEPS="1")
     assert shell.wait("cut")["state"] == "SUCCEEDED"
+    config = yaml.safe_load((shell.runs / "cut/config.yaml").read_text())
+    assert config["data"] | {"images": str(first), "records": str(own_place / "other.json")} == config["data"]
 
 
 def test_resume_after_failure(shell: Shell, recipe: Write) -> None:
@@ -330,7 +333,8 @@ def test_resume_after_a_time_out_that_left_no_time_to_save(shell: Shell, recipe:
 
 def test_a_killed_rank_is_named_and_the_run_goes_on_where_it_is(shell: Shell, recipe: Write, bed: Cluster) -> None:
     """A new step was saved, so the nodes are good: the next attempt starts in the same job."""
-    job = submit(shell, recipe(), "hit", STANDIN_FAIL="kill progress", STANDIN_FAIL_ATTEMPTS="1")
+    short = recipe(retries={"grace_s": 2})
+    job = submit(shell, short, "hit", STANDIN_FAIL="kill progress", STANDIN_FAIL_ATTEMPTS="1")
     done = shell.wait("hit")
     assert (done["state"], done["attempts"], done["step"]) == ("SUCCEEDED", 2, 5)
     assert shown(bed, job)["Restarts"] == "0"
@@ -340,7 +344,8 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_where_it_is(shell: Shell, re
 
 def test_attempts_without_progress_stop_at_the_limit(shell: Shell, recipe: Write, bed: Cluster) -> None:
     """The rank on the other node dies each time: named, waited for, tried once more, given up."""
-    job = submit(shell, recipe(), "stuck", STANDIN_FAIL="kill", STANDIN_FAIL_NODE="1", STANDIN_STEPS=LONG)
+    short = recipe(retries={"grace_s": 2})
+    job = submit(shell, short, "stuck", STANDIN_FAIL="kill", STANDIN_FAIL_NODE="1", STANDIN_STEPS=LONG)
     waiting = wait_requeued(shell, "stuck")
     assert "rank 1 on node 1 (here): exit code 137 (SIGKILL): killed, often because memory ran out" in waiting["reason"]
     assert shell.left("stuck") == []
@@ -379,7 +384,7 @@ def test_an_error_that_would_come_again_is_not_tried_again(shell: Shell, recipe:
 
 def test_a_killed_agent_ends_the_attempt_on_both_nodes(shell: Shell, recipe: Write, bed: Cluster) -> None:
     """The other node saves and leaves, which is progress: the next attempt starts in the same job."""
-    job = running(shell, recipe(), "headless")
+    job = running(shell, recipe(retries={"grace_s": 2}), "headless")
     psutil.Process(agent(shell, "headless", 1)).kill()
     shell.until(lambda: shell.status("headless")["attempts"] == 2, "the second attempt")
     enough(shell.runs / "headless")

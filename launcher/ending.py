@@ -21,6 +21,8 @@ class Ending:
 
     kind: Literal["done", "interrupted", "broken", "final"]
     reason: str = ""
+    lost: bool = False
+    """Whether a node ended without a word, so that what the others met is only the echo of it."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def weigh(step: Step, stage: RunFolder, attempt: int, ending: Ending, before: in
     """
     fruitless = 0 if durable_progress(stage) > before else fruitless + 1
     failure = first_failure(stage, attempt)
-    reason = failure.summary if failure else ending.reason
+    reason = failure.summary if failure and not (ending.lost and failure.echo) else ending.reason
     over = ending.kind == "final" or step.retries == 0 or fruitless >= step.retries
     if over and fruitless > 1:
         reason += f" ({fruitless} attempts in a row without a new step)"

@@ -41,6 +41,8 @@ class Failure:
     traceback: str
     final: bool
     """Whether another try would end the same way."""
+    echo: bool = False
+    """Whether the rank only met the end of another in a collective."""
 
     @property
     def summary(self) -> str:
@@ -96,4 +98,5 @@ def _failure(record: dict[str, Any]) -> Failure:
         hint=str(record.get("hint") or ""),
         traceback=str(record.get("traceback") or ""),
         final=bool(record.get("final")),
+        echo=bool(record.get("collective")),
     )

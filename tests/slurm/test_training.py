@@ -215,6 +215,8 @@ def test_a_requeued_run_goes_on_from_the_step_it_was_at(
     following = shell.start("logs", "moved", "--rank", "0", "--follow")
     how(shell, bed, "moved", job)
     waiting = wait_requeued(shell, "moved")
+    if how is by_preemption:
+        assert waiting["reason"].endswith("; gave way to a job of higher priority"), waiting["reason"]
     assert shell.left("moved") == []
     saved = waiting["step"]
     assert "REQUEUED" in shell("list").out and waiting["attempts"] == 1
@@ -418,7 +420,8 @@ def test_a_node_that_dies_costs_the_run_no_more_than_its_last_save(shell: Shell,
     job = running(shell, recipe(), "node", STANDIN_FAIL="progress")
     own_bed.kill_node("node2")
     own_bed.start_node("node2")
-    wait_requeued(shell, "node", most_s=150)
+    waiting = wait_requeued(shell, "node", most_s=150)
+    assert "ended without a word (a node was lost" in waiting["reason"], waiting["reason"]
     assert shell.left("node") == []
     enough(shell.runs / "node")
     start_now(own_bed, job)

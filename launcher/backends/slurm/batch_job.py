@@ -68,6 +68,15 @@ def time_left_s(job_id: str) -> float | None:
     return float(moment) - time.time() if moment.isdigit() and limit != "UNLIMITED" else None
 
 
+def was_preempted() -> bool:
+    """Whether Slurm is ending this job because another one needs its nodes."""
+    try:
+        moment = ask("squeue", "--noheader", f"--jobs={own_id()}", "-O", "PreemptTime").strip()
+    except BackendError:
+        return False
+    return moment.isdigit()
+
+
 def requeue(batch: Batch, word: Word, reason: str) -> str:
     """Have Slurm start the job again later, maybe elsewhere. A job that is being ended already is left to end."""
     job_id = os.environ["SLURM_JOB_ID"]

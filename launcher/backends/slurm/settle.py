@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 
 from launcher.backends.base import REQUEUED, SUCCEEDED
-from launcher.backends.slurm.batch_job import Batch, cancelled, failed, own_id, requeue, time_left_s
+from launcher.backends.slurm.batch_job import Batch, cancelled, failed, own_id, requeue, time_left_s, was_preempted
 from launcher.backends.slurm.files import Word, log_tail
 from launcher.backends.slurm.settings import lead_s
-from launcher.ending import judge, weigh
+from launcher.ending import Ending, judge, weigh
 from launcher.exits import exit_codes
+from launcher.failure import decode_exit
+from launcher.run_folder import EXIT_INTERRUPTED
 
 _START_S = 60.0
 """Starting again on the same nodes must leave so much time beside the time to save."""
@@ -20,7 +25,7 @@ def settle(batch: Batch, srun_code: int) -> str:
     """Account for an attempt that ended; return what the shell does next."""
     word = batch.word()
     word.ended = time.time()
-    ending = judge(batch.step, _codes(batch, word.attempt, srun_code))
+    ending = _ending(batch, word.attempt, srun_code)
     if ending.kind == "done":
         word.state, word.reason = SUCCEEDED, ""
         batch.write(word)
@@ -40,16 +45,32 @@ def settle(batch: Batch, srun_code: int) -> str:
     return requeue(batch, word, verdict.reason)
 
 
-def _codes(batch: Batch, attempt: int, srun_code: int) -> list[tuple[int, int]]:
-    """Exit codes of the nodes; a node that left none ended with the step, and srun speaks for it."""
+def _ending(batch: Batch, attempt: int, srun_code: int) -> Ending:
+    """How the attempt ended: what its nodes left behind, and srun's exit code for those that left nothing."""
     if batch.number is not None:
-        return [(batch.number, srun_code)]
-    codes = exit_codes(batch.stage, batch.step, attempt)
-    if srun_code == 0:
-        return [(0, 0)]
-    # srun returns the largest code: where a node was lost without a word, that code may be another node's.
-    lost = srun_code if srun_code not in codes else 1
-    return [(number, lost if code is None else code) for number, code in enumerate(codes)]
+        ending = judge(batch.step, [(batch.number, srun_code)])
+    elif srun_code == 0:
+        return Ending("done")
+    else:
+        ending = _gang_ending(batch, exit_codes(batch.stage, batch.step, attempt), srun_code)
+    gave_way = srun_code in (EXIT_INTERRUPTED, 128 + signal.SIGTERM) and ending.kind != "final" and was_preempted()
+    return replace(ending, reason="gave way to a job of higher priority") if gave_way else ending
+
+
+def _gang_ending(batch: Batch, codes: Sequence[int | None], srun_code: int) -> Ending:
+    told = [(number, code) for number, code in enumerate(codes) if code is not None]
+    silent = [str(number) for number, code in enumerate(codes) if code is None]
+    ending = judge(batch.step, told)
+    if not silent or ending.kind in ("broken", "final"):
+        return ending if ending.kind != "done" else judge(batch.step, [(0, srun_code)])
+    if srun_code <= 128:
+        # srun returns the largest code: it may be that of a node which did say so.
+        return judge(batch.step, [(int(silent[0]), srun_code if srun_code not in codes else 1)])
+    who = f"node {silent[0]}" if len(silent) == 1 else f"nodes {', '.join(silent)}"
+    why = "a node was lost, or the step was killed from outside, often because memory ran out"
+    return Ending(
+        "broken", f"{who} ended without a word ({why}); srun: {decode_exit(srun_code).split(':')[0]}", lost=True
+    )
 
 
 def _unsaid(batch: Batch, word: Word) -> str:

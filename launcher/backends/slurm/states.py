@@ -123,6 +123,9 @@ def _together(seen: Sequence[Seen], numbers: Sequence[int | None]) -> Seen:
         number, one = worst[0]
         more = f" (and {len(worst) - 1} more)" if len(worst) > 1 else ""
         telling = f"shard {number}: {one.reason.removeprefix(f'shard {number}: ')}{more}"
+    over = sum(s.state in ENDED for s in seen)
+    if over and state == PENDING:
+        telling = "; ".join(filter(None, [f"{over} of {len(seen)} shards have ended", telling]))
     return Seen(
         state, telling, max(s.attempt for s in seen), min((s.started for s in seen if s.started), default=None),
         max((s.ended for s in seen if s.ended), default=None) if state in ENDED else None,

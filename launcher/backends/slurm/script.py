@@ -112,7 +112,9 @@ def _before(plan: Plan, step: Step) -> list[str]:
     code = shlex.quote(str(plan.code)) if plan.code else ""
     path = [f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}"] if code else []
     begin = f'while attempt=$({_call(plan, step, "begin")}) && eval "$attempt"; do'
-    return [*modules, *place["setup"], *path, "", *_explained(step), begin]
+    # A set -e of the site's would end the script before it can say how srun ended.
+    tolerant = ["set +e"] if place["setup"] else []
+    return [*modules, *place["setup"], *tolerant, *path, "", *_explained(step), begin]
 
 
 def _explained(step: Step) -> list[str]:

@@ -35,6 +35,7 @@ module load gcc/12
 module load 'cuda/12.4 beta'
 source '/opt/my site/setup.sh'
 ulimit -n 65536
+set +e
 
 # each node runs: '/opt/py env/bin/python' -m llava.agent -- -m llava.train --config '/shared/my runs/run/config.yaml'
 # with

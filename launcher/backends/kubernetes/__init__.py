@@ -1,0 +1,1 @@
+"""The Kubernetes backend: PyTorchJobs and Jobs on a cluster."""

@@ -5,6 +5,7 @@ LauncherError                 something failed                                  
 │   ├── RecipeError           problems in a recipe, a profile or a --set         exit 2
 │   └── RunNotFound           no run, or several, go by that name                exit 2
 └── BackendError              the scheduler refused or did not answer            exit 1
+    └── NotAnswering          it is silent                                       exit 1
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ class RunNotFound(RequestError):
 
 class BackendError(LauncherError):
     """The scheduler refused or did not answer."""
+
+
+class NotAnswering(BackendError):
+    """The scheduler is silent: what was asked for may or may not have happened."""
 
 
 @dataclass(frozen=True, order=True)

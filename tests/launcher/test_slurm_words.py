@@ -14,12 +14,13 @@ import pytest
 from launcher.backends.base import ENDED, UNKNOWN, StepState
 from launcher.backends.base import STATES as OURS
 from launcher.backends.slurm import client
-from launcher.backends.slurm.client import NotAnswering, is_silence, plain_words, query
-from launcher.backends.slurm.files import Job, Jobs, Word, write_word
+from launcher.backends.slurm.client import is_silence, plain_words, query
+from launcher.backends.slurm.files import Job, Jobs
 from launcher.backends.slurm.states import open_ids, run_state
 from launcher.backends.slurm.words import ENDS, STATES, why_pending
-from launcher.errors import BackendError
+from launcher.errors import BackendError, NotAnswering
 from launcher.run_folder import RunFolder
+from launcher.step_word import Word, write_word
 from tests.shell import Shell
 
 Write = Callable[..., str]

@@ -14,16 +14,17 @@ from pathlib import Path
 from launcher import console
 from launcher.backends.base import ENDED, SUCCEEDED, BackendState, StepState
 from launcher.backends.slurm import client
-from launcher.backends.slurm.files import Job, Jobs, load_jobs, plan_file, slurm_folder, word_file
+from launcher.backends.slurm.files import Job, Jobs, load_jobs, plan_file, slurm_folder
 from launcher.backends.slurm.states import open_ids, run_state
 from launcher.doctor import Finding
 from launcher.ending import next_attempt
-from launcher.errors import BackendError
+from launcher.errors import BackendError, NotAnswering
 from launcher.plan import Plan, Step
 from launcher.plan_text import load_plan, render
 from launcher.profiles import Profile
 from launcher.run_folder import RunFolder, write_aside, write_json
 from launcher.runtime_check import lacking_runtime
+from launcher.step_word import word_file
 from launcher.store import Run
 
 CANCEL_PATIENCE_S = 300.0
@@ -168,7 +169,7 @@ def _forget_answers() -> None:
 def _scancel(*arguments: str) -> None:
     try:
         client.insist("scancel", *arguments, patience_s=CANCEL_PATIENCE_S, say=console.say)
-    except client.NotAnswering:
+    except NotAnswering:
         raise
     except BackendError as error:
         # Jobs that are gone already are what is wanted.
@@ -202,7 +203,7 @@ def _active(numbers: Sequence[str], *states: str) -> list[str]:
             "squeue", "--noheader", f"--jobs={','.join(numbers)}", *wanted, "-o", "%A",
             patience_s=CANCEL_PATIENCE_S, say=console.say,
         )  # fmt: skip
-    except client.NotAnswering:
+    except NotAnswering:
         raise
     except BackendError as error:
         if "invalid job id" in error.message.lower():

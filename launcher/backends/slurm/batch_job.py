@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from launcher.backends.base import CANCELLED, FAILED, REQUEUED
 from launcher.backends.slurm.client import ask, insist
-from launcher.backends.slurm.files import Word, read_word, write_word
 from launcher.errors import BackendError
 from launcher.failure import decode_exit
 from launcher.plan import Plan, Step
 from launcher.run_folder import RunFolder, append_line, read_json
+from launcher.step_word import Word, read_word, write_word
 
 PATIENCE_S = 900.0
 """How long a silent controller is asked to requeue a job that has saved its state."""

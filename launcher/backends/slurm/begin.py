@@ -13,13 +13,14 @@ import time
 from launcher.backends.base import REQUEUED, RUNNING
 from launcher.backends.slurm.batch_job import Batch, cancelled, failed, log, requeue, time_left_s
 from launcher.backends.slurm.client import ask
-from launcher.backends.slurm.files import Word, load_jobs
+from launcher.backends.slurm.files import load_jobs
 from launcher.backends.slurm.settings import lead_s
 from launcher.ending import Ending, next_attempt, weigh
 from launcher.errors import BackendError
 from launcher.exits import expect_exits
 from launcher.progress import durable_progress
 from launcher.run_folder import ENV_ATTEMPT
+from launcher.step_word import Word
 
 _START_S = 30.0
 """An attempt that has no more time than this beside the time to save is not worth starting."""
@@ -65,11 +66,11 @@ def _was_sent(batch: Batch) -> bool:
     """Whether the run's folder has this job: a job that nobody knows of must not do a known one's work as well."""
     number = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ["SLURM_JOB_ID"]
     deadline = time.monotonic() + _SENT_S
-    while not any(job.job_id == number for job in load_jobs(batch.folder).jobs):
-        if time.monotonic() > deadline:
-            return False
+    while True:
+        known = {job.step.name: job.job_id for job in load_jobs(batch.folder).jobs}.get(batch.step.name, "")
+        if known or time.monotonic() > deadline:
+            return known == number
         time.sleep(0.2)
-    return True
 
 
 def _account_for_loss(batch: Batch, word: Word) -> str | None:

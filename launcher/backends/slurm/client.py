@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from launcher.errors import BackendError
+from launcher import patience
+from launcher.errors import BackendError, NotAnswering
 
 _LONGEST_CALL_S = 60.0
 _SILENCE = (
@@ -18,10 +18,6 @@ _SILENCE = (
 )  # fmt: skip
 _NO_NODES = "None assigned"
 _NO_ACCOUNTING = "accounting storage is disabled"
-
-
-class NotAnswering(BackendError):
-    """Slurm is silent: what was asked for may or may not have happened."""
 
 
 def is_silence(words: str) -> bool:
@@ -70,15 +66,7 @@ def insist(
         NotAnswering: still silent when the patience ended.
         BackendError: as ``ask``.
     """
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            return ask(*command)
-        except NotAnswering as error:
-            if time.monotonic() >= deadline:
-                raise
-            say(f"{error.message}; trying again ...")
-            time.sleep(pause_s)
+    return patience.insist(lambda: ask(*command), patience_s, say, pause_s)
 
 
 @dataclass(frozen=True)

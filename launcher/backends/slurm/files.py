@@ -1,9 +1,8 @@
 """The Slurm backend's own files in a run's folder, so that a run's state outlives the scheduler's memory.
 
-slurm/plan.yaml            what the batch scripts read
-slurm/jobs.json            which job was sent for which step; the end, once it is known
-slurm/state/STEP[-N].json  where a job (or member N of an array) says it is
-slurm/*_log.out            what batch scripts and submitit print
+slurm/plan.yaml   what the batch scripts read
+slurm/jobs.json   which job was sent for which step; the end, once it is known
+slurm/*_log.out   what batch scripts and submitit print
 """
 
 from __future__ import annotations
@@ -34,40 +33,6 @@ def log_tail(run: RunFolder, one: str) -> str:
         return ""
     lines = [line for line in data.decode(errors="replace").splitlines() if line.strip()]
     return "; ".join(dict.fromkeys(lines[-2:]))
-
-
-@dataclass
-class Word:
-    """What a job said last about itself: written by its batch script, read by everybody."""
-
-    job_id: str = ""
-    state: str = ""
-    """One of the backend's states; empty: it has not started yet."""
-    reason: str = ""
-    attempt: int = 0
-    fruitless: int = 0
-    """Attempts in a row that brought no new step."""
-    before: int = 0
-    """Durable progress when the current attempt began."""
-    started: float | None = None
-    ended: float | None = None
-    nodes: str = ""
-    """Slurm's list of its nodes."""
-
-
-def word_file(run: RunFolder, step: str, member: int | None = None) -> Path:
-    name = step if member is None else f"{step}-{member}"
-    return slurm_folder(run) / "state" / f"{name}.json"
-
-
-def read_word(run: RunFolder, step: str, member: int | None = None) -> Word:
-    """Read what a job said last; nothing yet gives an empty word."""
-    values = read_json(word_file(run, step, member)) or {}
-    return Word(**{name: values[name] for name in Word.__dataclass_fields__ if name in values})
-
-
-def write_word(run: RunFolder, step: str, member: int | None, word: Word) -> None:
-    write_json(word_file(run, step, member), asdict(word))
 
 
 @dataclass

@@ -13,9 +13,9 @@ from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmiss
 
 from launcher import console
 from launcher.backends.slurm import task
-from launcher.backends.slurm.client import NotAnswering, find_submitted, is_silence, plain_words
+from launcher.backends.slurm.client import find_submitted, is_silence, plain_words
 from launcher.backends.slurm.script import StepExecutor
-from launcher.errors import BackendError
+from launcher.errors import BackendError, NotAnswering
 from launcher.plan import Plan, Step
 
 PATIENCE_S = 180.0
@@ -72,21 +72,20 @@ class Sender(StepExecutor):
                 words = plain_words(str(error))
                 if not is_silence(words):
                     raise _refused(words) from None
-                found = self._sent_after_all(start)
+                found = self._sent_after_all(start, words)
                 if found:
                     return self.job_class(folder=self.folder, job_id=found, tasks=[0])
-                if time.time() - start > PATIENCE_S:
-                    hint = "No job is known to have been sent. Try again in a few minutes, or see sinfo."
-                    raise NotAnswering(f"Slurm does not answer ({words})", hint) from None
                 console.say(f"Slurm does not answer ({words}); trying again ...")
-                time.sleep(_PAUSE_S)
 
-    def _sent_after_all(self, start: float) -> str | None:
-        """A controller may take a job and be cut off before it says so: look before sending once more."""
-        try:
-            return find_submitted(self.parameters["job_name"], start)
-        except NotAnswering:
-            return None
+    def _sent_after_all(self, start: float, words: str) -> str | None:
+        """A controller may take a job and be cut off before it says so: nothing is sent again before it was asked."""
+        while True:
+            time.sleep(_PAUSE_S)
+            with contextlib.suppress(NotAnswering):
+                return find_submitted(self.parameters["job_name"], start)
+            if time.time() - start > PATIENCE_S:
+                hint = "Whether it took the job is not known. When it answers again: squeue --me, scancel JOB, submit."
+                raise NotAnswering(f"Slurm does not answer ({words})", hint)
 
     def _clean_up(self) -> None:
         for path in self.folder.glob(".submission_file_*.sh"):

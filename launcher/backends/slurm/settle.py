@@ -10,12 +10,14 @@ from dataclasses import replace
 
 from launcher.backends.base import REQUEUED, SUCCEEDED
 from launcher.backends.slurm.batch_job import Batch, cancelled, failed, own_id, requeue, time_left_s, was_preempted
-from launcher.backends.slurm.files import Word, log_tail
+from launcher.backends.slurm.files import log_tail
 from launcher.backends.slurm.settings import lead_s
 from launcher.ending import Ending, judge, weigh
 from launcher.exits import exit_codes
 from launcher.failure import decode_exit
+from launcher.node_process import NodePart
 from launcher.run_folder import EXIT_INTERRUPTED
+from launcher.step_word import Word
 
 _START_S = 60.0
 """Starting again on the same nodes must leave so much time beside the time to save."""
@@ -25,6 +27,9 @@ def settle(batch: Batch, srun_code: int) -> str:
     """Account for an attempt that ended; return what the shell does next."""
     word = batch.word()
     word.ended = time.time()
+    if batch.step.kind != "gang":
+        # What a killed task leaves on this node is ended here: not every site lets Slurm find it.
+        NodePart(batch.folder, batch.step, word.attempt, batch.number or 0).end_orphans(0)
     ending = _ending(batch, word.attempt, srun_code)
     if ending.kind == "done":
         word.state, word.reason = SUCCEEDED, ""

@@ -21,10 +21,11 @@ from launcher.backends.base import (
     StepState,
 )
 from launcher.backends.slurm.client import Answer, Foreign
-from launcher.backends.slurm.files import Job, Jobs, Word, log_tail, read_word
+from launcher.backends.slurm.files import Job, Jobs, log_tail
 from launcher.backends.slurm.words import ENDS, STATES, why_pending
 from launcher.failure import decode_exit
 from launcher.run_folder import RunFolder, read_json
+from launcher.step_word import Word, read_word
 
 _NEW_S = 60.0
 """So long a job may be unknown to Slurm after it was sent."""
@@ -138,6 +139,8 @@ def _seen(run: RunFolder, jobs: Jobs, job: Job, one: str, number: int | None, an
     if word.state in ENDED:
         return said
     foreign = answer.job(one)
+    if foreign is not None and answer.trouble and word.state and STATES.get(foreign.state) in (PENDING, RUNNING):
+        foreign = None  # the accounting is behind what the job has said since
     if foreign is None:
         return _unknown_to_slurm(said, jobs, one, answer)
     seen = _as_slurm_has_it(run, one, word, said, foreign)

@@ -14,14 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from launcher import processes
 from launcher.backends.slurm.files import plan_file
 from launcher.ending import LOST_PEER_GRACE_S
 from launcher.exits import exit_codes, write_exit
-from launcher.node_environment import node_environment
-from launcher.plan import SHARD, Step
+from launcher.node_process import NodePart, shell_code
+from launcher.plan import Step
 from launcher.plan_text import load_plan
-from launcher.run_folder import ENV_ATTEMPT, ENV_NODE, EXIT_INTERRUPTED, RunFolder
+from launcher.run_folder import ENV_ATTEMPT, EXIT_INTERRUPTED, RunFolder
 
 POLL_S = 0.2
 TELL_AGAIN_S = 5.0
@@ -77,8 +76,8 @@ class Task:
                 told_again = True
             lost.look(child)
             time.sleep(POLL_S)
-        self._end_orphans(child.returncode)
-        code = child.returncode if child.returncode >= 0 else 128 - child.returncode
+        self.part.end_orphans(child.returncode)
+        code = shell_code(child.returncode)
         write_exit(self.stage, self.step, self.attempt, self.number, code)
         if code:
             self._wait_for_peers(code)
@@ -90,22 +89,11 @@ class Task:
             self.child.send_signal(number)
 
     def _start(self) -> subprocess.Popen[bytes]:
-        stage = self.stage
-        stage.attempt(self.attempt).mkdir(parents=True, exist_ok=True)
-        command = [part.replace(SHARD, str(self.number)) for part in self.step.command]
-        own = node_environment(self.step, self.folder, self.attempt, self.number, sharing=1, code=self.code)
-        with stage.node_log(self.attempt, self.number).open("ab") as log:
-            return subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                env={**os.environ, "PET_NODE_RANK": str(self.number), **own},
-            )  # fmt: skip
+        return self.part.start({"PET_NODE_RANK": str(self.number)})
 
-    def _end_orphans(self, code: int) -> None:
-        """Let ranks that outlive a killed agent save; then nothing stays, also where Slurm cannot find it."""
-        mark = {ENV_NODE: str(self.number), ENV_ATTEMPT: str(self.attempt)}
-        if code < 0:
-            processes.wait_gone(self.folder.root, self.step.grace_s, also=mark)
-        processes.end_all(self.folder.root, 0.0, polite=False, also=mark)
+    @property
+    def part(self) -> NodePart:
+        return NodePart(self.folder, self.step, self.attempt, self.number, self.code)
 
     def peers(self) -> list[int | None]:
         """Exit codes of all nodes of the gang; None while a node runs."""

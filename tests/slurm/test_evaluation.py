@@ -56,7 +56,7 @@ def steps(shell: Shell, run: str) -> dict[str, str]:
 
 def words(shell: Shell, run: str) -> list[dict[str, Any]]:
     """What the members said last, in the order of their shards."""
-    paths = sorted((shell.runs / run / "slurm/state").glob("eval-[0-9]*.json"))
+    paths = sorted((shell.runs / run / "steps").glob("eval-[0-9]*.json"))
     return [json.loads(path.read_text()) for path in paths]
 
 

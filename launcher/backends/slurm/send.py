@@ -72,10 +72,10 @@ class Sender(StepExecutor):
                 words = plain_words(str(error))
                 if not is_silence(words):
                     raise _refused(words) from None
+                console.say(f"Slurm does not answer ({words}); looking whether it took the job ...")
                 found = self._sent_after_all(start, words)
                 if found:
                     return self.job_class(folder=self.folder, job_id=found, tasks=[0])
-                console.say(f"Slurm does not answer ({words}); trying again ...")
 
     def _sent_after_all(self, start: float, words: str) -> str | None:
         """A controller may take a job and be cut off before it says so: nothing is sent again before it was asked."""

@@ -1,0 +1,240 @@
+"""The gang's coordinator, in the master's pod: numbers attempts, starts all nodes together, and ends them together.
+
+The operator replaces single pods; it knows no gang. Here a node that is lost, or ends badly, ends the attempt: the
+others are told to save and leave, and the next attempt begins when all nodes are there again, with a rendezvous of its
+own. A coordinator that is lost itself is followed by that of the new master pod, which finds in the run's folder what
+the old one knew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from dataclasses import dataclass, field
+
+from launcher.backends.base import FAILED, REQUEUED, RUNNING, STARTING, SUCCEEDED
+from launcher.backends.kubernetes.wire import Wire
+from launcher.ending import LOST_PEER_GRACE_S, Ending, Verdict, judge, next_attempt, weigh
+from launcher.exits import expect_exits
+from launcher.plan import Step
+from launcher.progress import durable_progress
+from launcher.run_folder import EXIT_INTERRUPTED, RunFolder, append_line
+from launcher.step_word import Word, read_word, write_word
+
+_POLL_S = 0.1
+_NOTICE_S = 1.0
+"""So long the nodes of a broken gang may take to notice by themselves, before they are told."""
+_LONGEST_PAUSE_S = 30.0
+_TOLD_TO_END = frozenset({EXIT_INTERRUPTED, 128 + 15, 128 + 12})
+
+
+@dataclass
+class Node:
+    """One node as its coordinator sees it."""
+
+    wire: Wire
+    code: int | None = None
+    """Exit code of its part of the attempt."""
+    gone: bool = False
+    leaving: bool = False
+
+
+@dataclass
+class Coordinator:
+    """Runs the attempts of one gang."""
+
+    folder: RunFolder
+    step: Step
+    port: int
+    stopping: bool = False
+    """The master's own pod is to go: no further attempt."""
+    nodes: dict[int, Node] = field(default_factory=dict)
+    attempt: int = -1
+    server: asyncio.Server | None = None
+
+    @property
+    def stage(self) -> RunFolder:
+        return self.folder.stage(self.step.stage)
+
+    async def start(self) -> None:
+        """Listen for the nodes."""
+        self.server = await asyncio.start_server(self._serve, None, self.port)
+
+    async def run(self) -> int:
+        """Run attempts until the step is done, failed for good, or this pod is to go; return the pod's exit code."""
+        word = self._word_before()
+        verdict = await asyncio.to_thread(self._account_for_loss, word)
+        if verdict is not None and not verdict.again:
+            return await self._over(word, FAILED, verdict.reason, 1)
+        while await self._all_are_here(word):
+            await asyncio.to_thread(self._begin, word)
+            ending = await self._attempt()
+            if ending.kind == "done":
+                return await self._over(word, SUCCEEDED, "", 0)
+            verdict = await asyncio.to_thread(
+                weigh, self.step, self.stage, self.attempt, ending, word.before, word.fruitless
+            )
+            word.fruitless, word.ended = verdict.fruitless, time.time()
+            if not verdict.again:
+                return await self._over(word, FAILED, verdict.reason, 1)
+            self._say(word, REQUEUED, verdict.reason)
+            self._event("restarted", reason=verdict.reason)
+            await self._pause(word.fruitless)
+        return EXIT_INTERRUPTED
+
+    # What is written down
+
+    def _word_before(self) -> Word:
+        job = socket.gethostname()
+        before = read_word(self.folder, self.step.name)
+        return before if before.state in (RUNNING, REQUEUED) else Word(job_id=job)
+
+    def _account_for_loss(self, word: Word) -> Verdict | None:
+        """An attempt that nobody settled: the master's pod was lost with it."""
+        if word.state != RUNNING:
+            return None
+        ending = Ending("broken", "the master's pod was lost", lost=True)
+        verdict = weigh(self.step, self.stage, word.attempt, ending, word.before, word.fruitless)
+        word.fruitless = verdict.fruitless
+        self._event("restarted", reason=verdict.reason)
+        return verdict
+
+    def _begin(self, word: Word) -> None:
+        self.attempt = word.attempt = next_attempt(self.step, self.stage)
+        word.before, word.started, word.ended = durable_progress(self.stage), word.started or time.time(), None
+        expect_exits(self.stage, self.step, self.attempt)
+        self._say(word, RUNNING, "")
+        self._event("attempt", number=self.attempt, nodes=self.step.nodes)
+        port = _free_port()
+        for node in self.nodes.values():
+            node.code = None
+            # The master's address as this node reaches it: a name may still lead to the pod before this one.
+            node.wire.send(begin={"attempt": self.attempt, "address": node.wire.own_address, "port": port})
+
+    def _say(self, word: Word, state: str, reason: str) -> None:
+        word.state, word.reason = state, reason
+        write_word(self.folder, self.step.name, None, word)
+
+    def _event(self, event: str, **fields: object) -> None:
+        append_line(
+            self.folder.events, {"time": time.time(), "event": f"run.{event}", "step": self.step.name, **fields}
+        )
+
+    async def _over(self, word: Word, state: str, reason: str, code: int) -> int:
+        word.ended = time.time()
+        await asyncio.to_thread(self._say, word, state, reason)
+        if reason:
+            self._event("failed", reason=reason)
+        for node in self.nodes.values():
+            node.wire.send(over=code)
+            await node.wire.flush()
+        return code
+
+    # The nodes
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Listen to one node as long as its connection lasts."""
+        wire = Wire(reader, writer)
+        number, node = -1, Node(wire)
+        async for message in wire.messages():
+            if "hello" in message:
+                number = int(message["hello"])
+                if number in self.nodes:
+                    self.nodes[number].gone = True  # that one was lost, and this is its successor
+                self.nodes[number] = node
+            elif "exit" in message and message["exit"]["attempt"] == self.attempt:
+                node.code = int(message["exit"]["code"])
+            elif "leaving" in message:
+                node.leaving = True
+        node.gone = True
+        wire.close()
+        if self.nodes.get(number) is node:
+            del self.nodes[number]
+
+    async def _all_are_here(self, word: Word) -> bool:
+        """Wait for every node; False: this pod is to go."""
+        said: list[int] = []
+        while not self.stopping:
+            absent = [n for n in range(self.step.nodes) if n not in self.nodes or self.nodes[n].leaving]
+            if not absent:
+                return True
+            if absent != said:
+                said = absent
+                why = f"waits for {'node' if len(absent) == 1 else 'nodes'} {', '.join(map(str, absent))}"
+                again = word.state in (RUNNING, REQUEUED)
+                kept = word.reason.split("; waits for node")[0]
+                await asyncio.to_thread(
+                    self._say, word, REQUEUED if again else STARTING, f"{kept}; {why}" if again and kept else why
+                )
+            await asyncio.sleep(_POLL_S)
+        return False
+
+    async def _attempt(self) -> Ending:
+        """Follow an attempt until every node has ended or is lost."""
+        nodes, ender = dict(self.nodes), _Ender(self.step)
+        while any(node.code is None and not node.gone for node in nodes.values()):
+            ender.look(nodes)
+            await asyncio.sleep(_POLL_S)
+        return self._ending(nodes)
+
+    def _ending(self, nodes: dict[int, Node]) -> Ending:
+        told = [(number, node.code) for number, node in sorted(nodes.items()) if node.code is not None]
+        lost = [str(number) for number, node in sorted(nodes.items()) if node.code is None]
+        leaving = [str(number) for number, node in sorted(nodes.items()) if node.leaving]
+        ending = judge(self.step, told)
+        if leaving and ending.kind != "final" and all(code in _TOLD_TO_END for _, code in told):
+            return Ending("interrupted", f"{_nodes(leaving)} left: its pod was to end (evicted, drained or deleted)")
+        if not lost or ending.kind in ("broken", "final"):
+            return ending
+        return Ending("broken", f"{_nodes(lost)} was lost: its pod ended without a word", lost=True)
+
+    async def _pause(self, fruitless: int) -> None:
+        """Wait longer before each further attempt that may be as fruitless as the last."""
+        most = min(_LONGEST_PAUSE_S, 2.0**fruitless) if fruitless else 0.0
+        deadline = time.monotonic() + most
+        while not self.stopping and time.monotonic() < deadline:
+            await asyncio.sleep(_POLL_S)
+
+
+class _Ender:
+    """Sees that a node is lost or ended badly, and has the others leave: politely, and for good after the grace."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.seen: float | None = None
+        self.most_s = 0.0
+        self.told: set[str] = set()
+
+    def look(self, nodes: dict[int, Node]) -> None:
+        now = time.monotonic()
+        if self.seen is None:
+            bad = [node for node in nodes.values() if node.code or (node.gone and node.code is None) or node.leaving]
+            if bad:
+                saving = any(node.leaving or node.code == EXIT_INTERRUPTED for node in bad)
+                self.most_s = self.step.grace_s if saving else min(self.step.grace_s, LOST_PEER_GRACE_S)
+                self.seen = now
+            return
+        if now > self.seen + self.most_s:
+            self._tell(nodes, "kill")
+        elif now > self.seen + _NOTICE_S:
+            self._tell(nodes, "term")
+
+    def _tell(self, nodes: dict[int, Node], how: str) -> None:
+        if how in self.told:
+            return
+        self.told.add(how)
+        for node in nodes.values():
+            if node.code is None and not node.gone:
+                node.wire.send(end=how)
+
+
+def _nodes(numbers: list[str]) -> str:
+    return f"node {numbers[0]}" if len(numbers) == 1 else f"nodes {', '.join(numbers)}"
+
+
+def _free_port() -> int:
+    """A port of this pod that nothing uses now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

@@ -59,14 +59,22 @@ def from_here(override: Override) -> Override:
     return replace(override, text=os.path.abspath(Path(override.text).expanduser()))
 
 
-def find_missing(stages: Sequence[Stage], run_folder: Path) -> list[Missing]:
-    """List inputs that are not there; what an earlier stage of the same run makes is not looked for."""
+def find_missing(stages: Sequence[Stage], run_folder: Path, seen_here: bool = True) -> list[Missing]:
+    """List inputs that are not there; what an earlier stage of the same run makes is not looked for.
+
+    Args:
+        stages: whose inputs.
+        run_folder: the run's folder, where the run itself sees it.
+        seen_here: whether the run will see the files that this process sees; else only what was never named is missing.
+    """
     made = [Path(str(stage.tree.get(key))) for stage in stages for key in _WRITTEN.get(stage.kind, ())]
     missing = []
     for stage in stages:
         for key in _READ[stage.kind]:
             value = stage.tree.get(key)
-            if not isinstance(value, str) or Path(value).exists() or _will_be_made(Path(value), run_folder, made):
+            if not isinstance(value, str) or _will_be_made(Path(value), run_folder, made):
+                continue
+            if Path(value).exists() if seen_here else not value.startswith("<"):
                 continue
             missing.append(_missing(stage, key, value))
     return missing

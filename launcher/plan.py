@@ -33,6 +33,8 @@ class Step:
     retries: int
     """Attempts in a row that may end without a new step."""
     grace_s: int
+    attempt: int = 0
+    """Number of the next attempt as it was submitted; a gang that is started again counts on from it."""
     members: tuple[int, ...] = ()
     """Shards of an array that are to run."""
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from launcher.backends.base import ENDED, SUCCEEDED, BackendState, get_backend
+from launcher.ending import next_attempt
 from launcher.errors import BackendError, LauncherError, RequestError
 from launcher.exits import missing_shards
 from launcher.inputs import Missing, find_missing, from_here, make_absolute
 from launcher.origin import code_diff, describe_origin
-from launcher.plan import Plan
+from launcher.plan import Plan, Step
 from launcher.planning import make_plan
 from launcher.profiles import Profile, find_profile, override_place, runs_roots
 from launcher.recipe import Override, Recipe, Stage, apply_overrides, load, stages_of
@@ -65,13 +66,14 @@ def prepare(reference: str, on: str | None, name: str | None, overrides: Sequenc
 
 
 def _prepare(recipe: Recipe, profile: Profile, folder: RunFolder, base: Path) -> Prepared:
-    fixed = {"run.dir": str(folder.root), "run.name": folder.name, "runs.root": str(profile.runs)}
+    there = profile.runs_there / folder.name
+    fixed = {"run.dir": str(there), "run.name": folder.name, "runs.root": str(profile.runs_there)}
     names = Names(fixed, _latest_finished)
-    stages = stages_of(recipe, profile.values, folder.root, names)
+    stages = stages_of(recipe, profile.values, there, names)
     make_absolute(stages, base)
-    plan = go_on(make_plan(folder.name, folder.root, profile, stages), folder)
+    plan = go_on(make_plan(folder.name, there, profile, stages), folder)
     backend = get_backend(profile.backend)
-    missing, lacking = find_missing(stages, folder.root), backend.check(plan)
+    missing, lacking = find_missing(stages, there, backend.sees_files), backend.check(plan)
     return Prepared(folder.name, folder, recipe, profile, stages, plan, backend.render(plan), missing, lacking)
 
 
@@ -83,7 +85,18 @@ def go_on(plan: Plan, folder: RunFolder) -> Plan:
     states = state_of(Run(folder, record)).steps
     finished = tuple(step.name for step in states if step.state == SUCCEEDED)
     steps = [replace(step, members=missing_shards(folder.stage(step.stage), step)) for step in plan.steps]
-    return replace(plan, finished=finished, steps=tuple(steps))
+    return replace(plan, finished=finished, steps=tuple(_numbered(steps, folder)))
+
+
+def _numbered(steps: Sequence[Step], folder: RunFolder) -> Iterator[Step]:
+    """Give every step the number of its next attempt; a merge belongs to the attempt of its shards."""
+    before: Step | None = None
+    for step in steps:
+        attempt = next_attempt(step, folder.stage(step.stage))
+        if step.kind == "merge" and before is not None and before.members:
+            attempt = before.attempt
+        before = replace(step, attempt=attempt)
+        yield before
 
 
 def submit(prepared: Prepared) -> tuple[Run, list[str]]:
@@ -124,13 +137,14 @@ def _write(run: Run, prepared: Prepared) -> None:
     """Write all that a submission sends, the record last."""
     attempt = max(run.folder.attempt_numbers(), default=-1) + 1
     for path, values in prepared.plan.configs.items():
-        write_aside(Path(path), dump(values))
+        write_aside(run.folder.root / Path(path).relative_to(prepared.plan.folder), dump(values))
     suffix = get_backend(prepared.profile.backend).suffix
     write_aside(run.folder.rendered(attempt, suffix), prepared.rendered)
     run.record["recipe_tree"] = prepared.recipe.tree.values
     run.record["origins"] = {".".join(key): origin for key, origin in prepared.recipe.tree.origins.items() if key}
     if prepared.plan.code is not None:
-        run.record["code"] = take_snapshot(prepared.plan.code)
+        run.record["code"] = take_snapshot(run.folder.code)
+    run.record["there"] = str(prepared.plan.folder)
     run.record["place"] = [[".".join(o.key), o.text, o.origin] for o in prepared.profile.overrides]
     run.record["values"] = {stage.name: stage.tree.values for stage in prepared.stages}
     run.record["submissions"].append({"time": now(), "attempt": attempt, "job_ids": []})
@@ -150,9 +164,10 @@ def state_of(run: Run) -> BackendState:
 
 
 def _latest_finished(recipe: str) -> str | None:
-    """Folder of the newest succeeded run of a recipe, for ``${latest:RECIPE}``."""
+    """Folder, as its processes saw it, of the newest succeeded run of a recipe, for ``${latest:RECIPE}``."""
     runs = [run for run in all_runs(runs_roots()) if run.record.get("recipe") == recipe]
-    return next((str(run.folder.root) for run in reversed(runs) if state_of(run).state == SUCCEEDED), None)
+    found = next((run for run in reversed(runs) if state_of(run).state == SUCCEEDED), None)
+    return None if found is None else str(found.record.get("there", found.folder.root))
 
 
 def resume(name: str | None, overrides: Sequence[Override]) -> tuple[Run, list[str]]:

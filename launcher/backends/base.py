@@ -55,6 +55,8 @@ class Backend(Protocol):
 
     suffix: str
     """File name ending of what is rendered."""
+    sees_files: bool
+    """Whether what runs there sees the files that are seen here, so that inputs can be looked for."""
 
     def render(self, plan: Plan) -> str:
         """Return exactly what ``submit`` will send."""
@@ -82,6 +84,7 @@ class Backend(Protocol):
 _MODULES = {
     "local": "launcher.backends.local.backend:LocalBackend",
     "slurm": "launcher.backends.slurm.backend:SlurmBackend",
+    "kubernetes": "launcher.backends.kubernetes.backend:KubernetesBackend",
 }
 
 

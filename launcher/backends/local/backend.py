@@ -33,6 +33,7 @@ class LocalBackend:
     """Runs everything on this machine, under a detached supervisor per run."""
 
     suffix = ".yaml"
+    sees_files = True
 
     def render(self, plan: Plan) -> str:
         return render(plan)

@@ -42,6 +42,7 @@ class SlurmBackend:
     """Sends jobs with submitit, and follows them through squeue, sacct and the run's folder."""
 
     suffix = ".sh"
+    sees_files = True
 
     def render(self, plan: Plan) -> str:
         from launcher.backends.slurm.script import render_scripts

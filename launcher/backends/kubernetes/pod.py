@@ -1,0 +1,96 @@
+"""What every pod of a step runs: ``python -m launcher.backends.kubernetes.pod STEP``.
+
+The plan lies in a file that is mounted from the run's ConfigMap (LLAVAJOB_PLAN). Exit code: 0 done; 1 failed for good;
+175 told to leave, state saved; a shard's or task's pod ends with the code of what it ran.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+from launcher.backends.kubernetes.coordinator import Coordinator
+from launcher.backends.kubernetes.participant import Participant
+from launcher.backends.kubernetes.single import Single
+from launcher.backends.kubernetes.telling import telling
+from launcher.plan import Plan, Step
+from launcher.plan_text import load_plan
+from launcher.run_folder import RunFolder, write_aside
+from launcher.yaml_text import dump
+
+PLAN_FILE = "/etc/llavajob/plan.yaml"
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+_SETTLE_S = 10.0
+"""So long the coordinator of a pod that is to go may take to settle the attempt that its own node has left."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run this pod's part of a step."""
+    plan = load_plan(Path(os.environ.get("LLAVAJOB_PLAN", PLAN_FILE)))
+    step = next(step for step in plan.steps if step.name == arguments[0])
+    folder = RunFolder(plan.folder)
+    number = own_number(step)
+    with telling(folder, step, number):
+        if step.kind == "gang":
+            return asyncio.run(take_part(plan, step, number))
+        write_configs(plan)
+        return Single(folder, step, number, plan.code).run()
+
+
+def own_number(step: Step) -> int:
+    """This pod's node or shard: the operator counts the gang's pods, the job controller an array's."""
+    if step.kind == "gang":
+        return int(os.environ.get("PET_NODE_RANK") or os.environ.get("RANK") or 0)
+    if step.kind == "array":
+        return step.members[int(os.environ["JOB_COMPLETION_INDEX"])]
+    return 0
+
+
+async def take_part(plan: Plan, step: Step, number: int) -> int:
+    """Be a node of a gang; the first one coordinates as well."""
+    folder, loop = RunFolder(plan.folder), asyncio.get_running_loop()
+    port = int(os.environ.get("MASTER_PORT", "23456"))
+    address = "localhost" if number == 0 else os.environ["MASTER_ADDR"]
+    participant = Participant(folder, step, number, (address, port), plan.code)
+    coordinator = Coordinator(folder, step, port) if number == 0 else None
+
+    def leave(name: signal.Signals) -> None:
+        participant.leave(name)
+        if coordinator is not None:
+            coordinator.stopping = True
+
+    for name in _SIGNALS:
+        loop.add_signal_handler(name, leave, name)
+    if coordinator is None:
+        return await participant.run()
+    await asyncio.to_thread(write_configs, plan)
+    await coordinator.start()
+    return await _both(coordinator, participant)
+
+
+async def _both(coordinator: Coordinator, participant: Participant) -> int:
+    """The master's pod ends with the coordinator's word; when it is to go, its own node goes first."""
+    leading = asyncio.create_task(coordinator.run())
+    following = asyncio.create_task(participant.run())
+    await asyncio.wait({leading, following}, return_when=asyncio.FIRST_COMPLETED)
+    if not leading.done():
+        await asyncio.wait({leading}, timeout=participant.step.grace_s + _SETTLE_S)
+    if not leading.done():
+        return await following
+    await asyncio.wait({following}, timeout=_SETTLE_S)
+    return await leading
+
+
+def write_configs(plan: Plan) -> None:
+    """Bring each stage's configuration into the run's folder, where the runtime reads it."""
+    for name, values in plan.configs.items():
+        path, text = Path(name), dump(values)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            write_aside(path, text)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

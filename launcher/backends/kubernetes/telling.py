@@ -1,0 +1,298 @@
+"""What a pod tells in its log: the lines and small files of the run's folder that it answers for, as they are written.
+
+Who cannot see the folder makes a copy of all this from the pods' logs; who reads a pod's log can read it as it is.
+Every pod tells its own logs, exit and errors. The first node of a gang, every shard and every task tell what belongs to
+the whole as well; several then tell the same, which costs nothing but room.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import threading
+from collections import deque
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from launcher.backends.kubernetes.told import LARGEST_WHOLE, LONGEST_PIECE, Line, say_line, say_whole
+from launcher.exits import exit_file
+from launcher.logs.files import read_at
+from launcher.plan import Step
+from launcher.run_folder import RunFolder
+
+POLL_S = 0.3
+LARGEST_READ = 1024 * 1024
+"""Bytes of a file that are read in one turn."""
+LATE_BYTES = 1024 * 1024
+"""Who comes late to a file that others told before tells so much of its end."""
+_SELDOM = 4
+"""Turns between two looks for files whose names are not known beforehand."""
+_OWNED = re.compile(r"(node|rank)([0-9]+)\.(?:log|json)")
+
+
+class Teller:
+    """Tells what is new in a run's folder.
+
+    Args:
+        run: the run's folder, as this pod sees it.
+        step: what the pod works on; None: on the run as a whole, as the conductor does.
+        number: node of a gang, or shard of an array.
+        out: where to; None: standard output.
+    """
+
+    def __init__(self, run: RunFolder, step: Step | None = None, number: int = 0, out: BinaryIO | None = None) -> None:
+        self._run = run
+        self._step = step
+        self._number = number
+        self._voice = _Voice(run.root, sys.stdout.buffer if out is None else out)
+        self._attempts: list[int] = []
+        self._again: deque[tuple[int, int, Collection[int] | None]] = deque()
+        self._turn = 0
+        self._lock = threading.Lock()
+
+    def begin(self, attempt: int) -> None:
+        """Have this pod's logs of an attempt told as well, from their starts on; never waits."""
+        if attempt not in self._attempts:
+            self._attempts = [*self._attempts[-1:], attempt]  # what ended before the last one grows no more
+
+    def poll(self) -> bool:
+        """Tell what is new; say whether more is there already.
+
+        Raises:
+            OSError: nobody can be told.
+        """
+        with self._lock:
+            return self._poll(everything=False)
+
+    def tell_again(self, attempt: int, most_bytes: int = 65536, nodes: Collection[int] | None = None) -> None:
+        """Have the ends of an attempt's logs, and its exits and errors, told at the next turn; never waits.
+
+        A pod's log goes with the pod: what a lost one told last nobody may have read.
+
+        Args:
+            attempt: the attempt that a pod was lost in.
+            most_bytes: how much of each log.
+            nodes: whose; None: everybody's.
+        """
+        self._again.append((attempt, most_bytes, nodes))
+
+    def close(self) -> None:
+        """Tell all that has been written until now, unfinished lines included.
+
+        Raises:
+            OSError: nobody can be told.
+        """
+        with self._lock:
+            while self._poll(everything=True):
+                pass
+            for path in (*self._logs(), *self._shared()):
+                self._voice.tell_growth(path, torn=True)
+
+    @property
+    def _stage(self) -> RunFolder:
+        return self._run.stage(self._step.stage if self._step else "")
+
+    @property
+    def _leads(self) -> bool:
+        """Whether what belongs to the whole step is told here."""
+        return self._step is None or self._step.kind != "gang" or self._number == 0
+
+    def _poll(self, everything: bool) -> bool:
+        while self._again:
+            self._tell_ends(*self._again.popleft())
+        more = [self._voice.tell_growth(path) for path in self._logs()]
+        more += [self._voice.tell_growth(path, LATE_BYTES) for path in self._shared()]
+        seldom = self._turn % _SELDOM == 0 or everything
+        self._turn += 1
+        for path in [*self._known(), *(self._found() if seldom else ())]:
+            self._voice.tell_whole(path, changed=True)
+        return any(more)
+
+    def _tell_ends(self, attempt: int, most_bytes: int, nodes: Collection[int] | None) -> None:
+        folder = self._stage.attempt(attempt)
+        for path in _listed(folder, "*.log"):
+            if self._is_of(path, nodes):
+                self._voice.tell_end(path, most_bytes)
+        for path in _listed(folder, "exits/*.json", "errors/*.json"):
+            if self._is_of(path, nodes):
+                self._voice.tell_whole(path)
+
+    def _logs(self) -> Iterator[Path]:
+        for attempt in self._attempts:
+            yield self._stage.node_log(attempt, self._number)
+            for rank in self._ranks():
+                yield self._stage.rank_log(attempt, rank)
+
+    def _shared(self) -> Iterator[Path]:
+        if self._leads:
+            for folder in dict.fromkeys((self._run, self._stage)):
+                yield folder.events
+                yield folder.metrics
+
+    def _known(self) -> Iterator[Path]:
+        for attempt in self._attempts:
+            yield exit_file(self._stage, attempt, self._number)
+            for rank in self._ranks():
+                yield self._stage.rank_error(attempt, rank)
+
+    def _found(self) -> Iterator[Path]:
+        if self._step is None:
+            yield from _listed(self._run.root, "steps/*.json")
+        elif self._step.kind == "array":
+            yield self._run.root / "steps" / f"{self._step.name}-{self._number}.json"
+        elif self._leads:
+            yield self._run.root / "steps" / f"{self._step.name}.json"
+            yield from _listed(
+                self._stage.root, "checkpoints/step-*/COMPLETE", "eval/*/scores.json", "eval/*/report.txt"
+            )
+
+    def _ranks(self) -> range:
+        count = self._step.processes_per_node if self._step else 0
+        return range(self._number * count, (self._number + 1) * count)
+
+    def _is_of(self, path: Path, nodes: Collection[int] | None) -> bool:
+        """Tell whether a file is a node's or a rank's, and one of these nodes'."""
+        match = _OWNED.fullmatch(path.name)
+        if match is None or nodes is None or self._step is None:
+            return match is not None
+        each = self._step.processes_per_node if match[1] == "rank" else 1
+        return int(match[2]) // each in nodes
+
+
+class _Voice:
+    """Says files, and knows how far each has been told."""
+
+    def __init__(self, root: Path, out: BinaryIO) -> None:
+        self._root = root
+        self._out = out
+        self._told: dict[Path, int] = {}
+        """Place up to which a growing file has been told."""
+        self._sizes: dict[Path, int] = {}
+        """Size at which there was no complete line left to tell."""
+        self._wholes: dict[Path, tuple[int, int, int]] = {}
+
+    def tell_growth(self, path: Path, most_late: int | None = None, torn: bool = False) -> bool:
+        """Tell what a file has grown by, at most one read's worth; say whether there is more.
+
+        Args:
+            path: the file.
+            most_late: how much is told of what was there at the first look; None: all.
+            torn: whether to tell a last line that has no end yet.
+        """
+        size = _size(path)
+        if size is None or (size == self._sizes.get(path) and not torn):
+            return False
+        start = self._told.get(path)
+        if start is None:
+            start = 0 if most_late is None else _line_start(path, size - most_late)
+        read, told = self._tell(path, start, size, torn)
+        self._told[path] = told
+        if read == size:
+            self._sizes[path] = size
+        return start < read < size
+
+    def tell_end(self, path: Path, most_bytes: int) -> None:
+        """Tell the last lines of a file."""
+        size = _size(path) or 0
+        start = _line_start(path, size - most_bytes)
+        while start < size:
+            _, told = self._tell(path, start, size, torn=True)
+            if told == start:
+                return
+            start = told
+
+    def tell_whole(self, path: Path, changed: bool = False) -> None:
+        """Tell a small file; with ``changed``, only when it is another than was told."""
+        try:
+            status = path.stat()
+            now = status.st_ino, status.st_size, status.st_mtime_ns
+            if changed and self._wholes.get(path) == now:
+                return
+            said = say_whole(self._name(path), status.st_mtime_ns, read_at(path, 0, LARGEST_WHOLE + 1))
+        except OSError:
+            return
+        if said is not None:
+            self._say(said)
+        self._wholes[path] = now
+
+    def _tell(self, path: Path, start: int, size: int, torn: bool) -> tuple[int, int]:
+        """Tell a stretch of a file; return the places up to which it was read and told."""
+        try:
+            data = read_at(path, start, min(size - start, LARGEST_READ)) if size > start else b""
+        except OSError:
+            return start, start
+        read = max(start, start + len(data))
+        lines = list(split_lines(self._name(path), start, data, torn and read >= size))
+        if lines:
+            self._say(b"".join(map(say_line, lines)))
+        return read, lines[-1].offset + len(lines[-1].data) if lines else start
+
+    def _say(self, said: bytes) -> None:
+        self._out.write(said)
+        self._out.flush()
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self._root).as_posix()
+
+
+def split_lines(name: str, start: int, data: bytes, torn: bool) -> Iterator[Line]:
+    """Yield the complete lines of a stretch of a file, long ones in pieces; with ``torn`` also what is left."""
+    at = 0
+    while at < len(data):
+        end = data.find(b"\n", at, at + LONGEST_PIECE) + 1
+        if not end and len(data) - at >= LONGEST_PIECE:
+            end = at + LONGEST_PIECE
+        if not end and torn:
+            end = len(data)
+        if not end:
+            return
+        yield Line(name, start + at, data[at:end])
+        at = end
+
+
+@contextlib.contextmanager
+def telling(
+    run: RunFolder, step: Step | None = None, number: int = 0, out: BinaryIO | None = None, every_s: float = POLL_S
+) -> Iterator[Teller]:
+    """Tell beside what else is done, and all that is left in the end; arguments as for ``Teller``."""
+    teller, over = Teller(run, step, number, out), threading.Event()
+
+    def tell() -> None:
+        with contextlib.suppress(OSError):  # nobody listens any more: no reason to end what is told about
+            while not over.wait(0.0 if teller.poll() else every_s):
+                pass
+
+    thread = threading.Thread(target=tell, name="telling", daemon=True)
+    thread.start()
+    try:
+        yield teller
+    finally:
+        over.set()
+        thread.join()
+        with contextlib.suppress(OSError):
+            teller.close()
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None
+
+
+def _line_start(path: Path, place: int) -> int:
+    """The first start of a line at or after a place, where one is near; 0 for a place before the file."""
+    if place <= 0:
+        return 0
+    try:
+        found = read_at(path, place - 1, LARGEST_READ).find(b"\n")
+    except OSError:
+        return place
+    return place + max(found, 0)
+
+
+def _listed(folder: Path, *patterns: str) -> list[Path]:
+    return [path for pattern in patterns for path in sorted(folder.glob(pattern))]

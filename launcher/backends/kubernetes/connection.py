@@ -147,7 +147,7 @@ class Connection:
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
 
     _complaint = ""
-    """Why there are no credentials, in the words of the plugin that was to get them."""
+    """Why there are no new credentials, in the words of the plugin that was to get them."""
 
     @functools.cached_property
     def _ready(self) -> tuple[Any, Any]:
@@ -159,6 +159,9 @@ class Connection:
         configuration = Configuration()
         with self._listen():
             _load(self._place, configuration)
+        if self._complaint:
+            context = f"the kubeconfig's context '{self._place.context}'"
+            raise BackendError(f"{context} gives no credentials: {self._complaint}", _CREDENTIALS)
         configuration.retries = False
         return configuration, RESTClientObject(configuration).pool_manager
 

@@ -43,7 +43,7 @@ KINDS = {
     "ServiceAccount": ("v1", "serviceaccounts", True),
 }
 RUN_LABEL, FOLDER_ANNOTATION = "llavajob/run", "llavajob/folder"
-_NOT_STARTED = (b"waiting to start", b"does not have a host assigned", b"not found")
+_NOT_STARTED = (b"waiting to start", b"is not available", b"does not have a host assigned", b"not found")
 ALL = "*"
 """Every namespace."""
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from launcher.backends.kubernetes import settings as kubernetes
 from launcher.backends.slurm import settings as slurm
 
-BACKENDS = ("local", "slurm")
+BACKENDS = ("local", "slurm", "kubernetes")
 
 _PROFILE: dict[str, Any] = {
     "type": "object",
@@ -42,7 +43,11 @@ _LOCAL = {
         "description": "GPUs of this machine that runs may use; null: all that nvidia-smi lists.",
     },
 }
-_OWN: dict[str, dict[str, Any]] = {"local": _LOCAL, "slurm": {"slurm": slurm.SCHEMA}}
+_OWN: dict[str, dict[str, Any]] = {
+    "local": _LOCAL,
+    "slurm": {"slurm": slurm.SCHEMA},
+    "kubernetes": {"kubernetes": kubernetes.SCHEMA},
+}
 """Keys that only the profiles of one backend have."""
 FILE_SCHEMA = {
     "type": "object",

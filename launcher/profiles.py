@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from launcher.backends.kubernetes import settings as kubernetes
 from launcher.backends.slurm import settings as slurm
 from launcher.errors import Problem, RecipeError, RequestError, nearest
 from launcher.profile_schema import BACKENDS, FILE_SCHEMA, own_keys, profile_schema
@@ -50,6 +51,16 @@ class Profile:
         values = self.place.values
         return dict(values.get(self.backend, values))
 
+    @property
+    def jobs_runs(self) -> Path:
+        """Folder of runs as jobs see it: ``runs``, but for pods that keep them on a volume of their own."""
+        return kubernetes.runs_in_pods(self.runs, self.settings)[0] if self.backend == "kubernetes" else self.runs
+
+    @property
+    def apart(self) -> bool:
+        """Whether the folder that jobs keep runs in is not seen here, so that ``runs`` only mirrors it."""
+        return self.backend == "kubernetes" and not kubernetes.runs_in_pods(self.runs, self.settings)[1]
+
 
 def default_runs_root() -> Path:
     """Folder that runs are kept in: LLAVAJOB_RUNS, or llavajob/runs in the home folder."""
@@ -78,7 +89,7 @@ def load_profiles() -> tuple[dict[str, Profile], str]:
     Raises:
         RecipeError: with every problem in the files.
     """
-    profiles = {name: Profile(name, name, place=_built_in(name)) for name in BACKENDS}
+    profiles = {name: Profile(name, name, python=default_python(name), place=_built_in(name)) for name in BACKENDS}
     default, problems = "local", list[Problem]()
     for path in (user_file(), project_file()):
         if path is None or not path.is_file():
@@ -95,6 +106,11 @@ def load_profiles() -> tuple[dict[str, Profile], str]:
     if problems:
         raise RecipeError(problems)
     return profiles, default
+
+
+def default_python(backend: str) -> str:
+    """The Python that runs the runtime where no profile names one: this one, or that of the image."""
+    return kubernetes.PYTHON if backend == "kubernetes" else sys.executable
 
 
 def _built_in(backend: str) -> Tree:
@@ -115,27 +131,37 @@ def _profile(name: str, tree: Tree, path: Path, problems: list[Problem]) -> Prof
         name=name,
         backend=backend,
         runs=(path.parent / Path(runs).expanduser()).absolute() if runs else default_runs_root(),
-        python=str(tree.get(("python",)) or sys.executable),
+        python=str(tree.get(("python",)) or default_python(backend)),
         environment=dict(tree.get(("environment",)) or {}),
         values=values,
         code=str(tree.get(("code",))),
-        place=_place(tree, backend),
+        place=_place(tree, backend, path.parent),
         source=str(path),
     )
     problems += check_place(profile)
     return profile
 
 
-def _place(tree: Tree, backend: str) -> Tree:
+def _place(tree: Tree, backend: str, folder: Path) -> Tree:
+    """What only this backend's profiles say; paths in it are meant from the profile's folder."""
     place = Tree()
     for key in own_keys(backend):
         place.values[key] = tree.get((key,))
         place.origins.update({path: origin for path, origin in tree.origins.items() if path[:1] == (key,)})
+    for path, value in list(leaves(place.values)):
+        if kubernetes.is_file(path) and isinstance(value, str) and value:
+            place.set(path, _from(folder, value), place.origin(path))
     return place
+
+
+def _from(folder: Path, path: str) -> str:
+    return str((folder / Path(path).expanduser()).absolute())
 
 
 def check_place(profile: Profile) -> list[Problem]:
     """Check what a profile says to its backend, and lay the GPUs it names below the recipe's values."""
+    if profile.backend == "kubernetes":
+        return _check_kubernetes(profile)
     if profile.backend != "slurm":
         return []
     tree = profile.place.sub(("slurm",))
@@ -148,13 +174,22 @@ def check_place(profile: Profile) -> list[Problem]:
     return problems
 
 
+def _check_kubernetes(profile: Profile) -> list[Problem]:
+    problems = kubernetes.find_problems(profile.place.sub(("kubernetes",)))
+    if not problems and profile.code == "snapshot" and profile.apart:
+        text = f"code: snapshot needs runs on a volume that is seen here, too; pods keep them in {profile.jobs_runs}"
+        problems.append(Problem(profile.source, f"profile '{profile.name}': {text}"))
+    return problems
+
+
 def override_place(profile: Profile, overrides: Sequence[Override]) -> list[Override]:
     """Apply what is meant for the profile's backend (``--set slurm.time=2h``); return what is left for the recipe.
 
     Raises:
         RecipeError: a key that this backend does not have, or a value that makes no sense; all of them at once.
     """
-    mine = [o for o in overrides if o.key[0] == profile.backend and len(o.key) > 1]
+    given = [o for o in overrides if o.key[0] == profile.backend and len(o.key) > 1]
+    mine = [replace(o, text=_from(Path.cwd(), o.text)) if kubernetes.is_file(o.key) and o.text else o for o in given]
     schema, problems = profile_schema(profile.backend, shared=False), list[Problem]()
     for override in mine:
         found = find(schema, override.key)
@@ -168,7 +203,7 @@ def override_place(profile: Profile, overrides: Sequence[Override]) -> list[Over
     if problems:
         raise RecipeError(problems)
     profile.overrides += mine
-    return [o for o in overrides if o not in mine]
+    return [o for o in overrides if o not in given]
 
 
 def _check_values(values: Tree, problems: list[Problem]) -> None:

@@ -1,0 +1,248 @@
+"""What a profile may say to Kubernetes: the keys below ``kubernetes:``, their checks, and where pods keep runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from launcher.backends.kubernetes.bases import KINDS, read_base
+from launcher.backends.kubernetes.quantities import parse_cpu, parse_size
+from launcher.backends.kubernetes.syntax import (
+    DNS_1123_RULE,
+    KEY_RULE,
+    SUBDOMAIN_RULE,
+    VALUE_RULE,
+    is_absolute,
+    is_dns_1123,
+    is_label_key,
+    is_label_value,
+    is_secret_key,
+    is_subdomain,
+    is_variable,
+)
+from launcher.backends.kubernetes.volumes import covering_volume, volume_problems
+from launcher.errors import Problem, nearest
+from launcher.tree import Key, Tree
+
+DEFAULT_RUNS = "/runs"
+"""Folder that pods keep runs in where neither the profile nor its volumes say another."""
+PYTHON = "python"
+"""The Python of the image, found on its PATH."""
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+OURS = ("llavajob", "training.kubeflow.org", "batch.kubernetes.io", "job-name", "controller-uid")
+"""Labels and annotations that belong to llavajob, the operator or Kubernetes: whole domains, or single keys."""
+MANAGED_LABEL = "app.kubernetes.io/managed-by"
+
+
+def _text(doc: str) -> dict[str, Any]:
+    return {"type": "string", "default": "", "description": doc}
+
+
+def _map(doc: str) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": {"type": "string"}, "default": {}, "description": doc}
+
+
+def _number(doc: str) -> dict[str, Any]:
+    return {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "null"}], "default": 1000, "description": doc}
+
+
+def _list(doc: str, of: str, default: Any = ()) -> dict[str, Any]:
+    return {"type": "array", "items": {"type": of}, "default": list(default), "description": doc}
+
+
+def _group(doc: str, **keys: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": False, "default": {}, "description": doc, "properties": keys}
+
+
+SCHEMA: dict[str, Any] = _group(
+    "What a cluster is told; what is left out is as the base manifests have it.",
+    context=_text("Context of the kubeconfig; empty: the current one."),
+    namespace=_text("Namespace; empty: the context's."),
+    image=_text("Image of every container."),
+    pull_policy={
+        "anyOf": [{"enum": ["Always", "IfNotPresent", "Never"], "type": "string"}, {"type": "null"}],
+        "default": None,
+        "description": "When nodes pull the image.",
+    },
+    pull_secrets=_list("Secrets that the image is pulled with, by name.", "string"),
+    service_account={
+        **_text("Service account of a pipeline's conductor; no other pod has one."),
+        "default": "llavajob",
+    },
+    gpu_resource={**_text("Name that the cluster gives its GPUs."), "default": "nvidia.com/gpu"},
+    cpu={
+        "anyOf": [{"type": "string"}, {"type": "integer", "minimum": 1}, {"type": "number", "exclusiveMinimum": 0}],
+        "default": "",
+        "description": "CPUs of each pod of a training: 96; shards get their share of them.",
+    },
+    memory=_text("Memory of each pod of a training: 480Gi; shards get their share of it."),
+    shm=_text("Size of /dev/shm: 16Gi; shards get their share. Empty: as the base has it, in pods with GPUs."),
+    node_selector=_map("Labels that nodes must have."),
+    tolerations=_list("Taints of nodes that do not matter, as Kubernetes writes them.", "object"),
+    priority_class=_text("Priority class."),
+    volumes=_list(
+        "What is mounted: {mount, one of pvc, host_path, nfs and empty_dir, sub_path, read_only}.",
+        "object",
+        [{"mount": DEFAULT_RUNS, "pvc": "llavajob-runs"}],
+    ),
+    secrets=_map("Environment variables from secrets: {HF_TOKEN: name/key}."),
+    labels=_map("Labels of every object and pod."),
+    annotations=_map("Annotations of every object and pod."),
+    queue=_text("Kueue's local queue."),
+    scheduler=_text("Scheduler of the pods, such as volcano."),
+    runs=_text("Folder in pods that runs are kept in, where it is not the profile's own."),
+    run_as=_group(
+        "Whom pods run as; null: as the image has it.",
+        user=_number("User; 0 is root."),
+        group=_number("Group."),
+        fs_group=_number("Group that owns the volumes."),
+    ),
+    privileged={"type": "boolean", "default": False, "description": "Let containers do what root of the node may."},
+    manifests=_group(
+        "Base objects of your own, as files beside the profile.",
+        training=_text("A PyTorchJob for training."),
+        evaluation=_text("A Job for evaluation and other single tasks."),
+        pipeline=_text("A Job for a pipeline's conductor."),
+    ),
+)
+_TOLERATION: dict[str, tuple[str, ...]] = {
+    "key": (),
+    "operator": ("Exists", "Equal"),
+    "value": (),
+    "effect": ("NoSchedule", "PreferNoSchedule", "NoExecute"),
+    "tolerationSeconds": (),
+}
+_Rule = tuple[Callable[[str], bool], str]
+_NAMES: dict[str, _Rule] = {
+    "namespace": (is_dns_1123, DNS_1123_RULE),
+    "service_account": (is_subdomain, SUBDOMAIN_RULE),
+    "priority_class": (is_subdomain, SUBDOMAIN_RULE),
+    "scheduler": (is_subdomain, SUBDOMAIN_RULE),
+    "queue": (is_subdomain, SUBDOMAIN_RULE),
+    "gpu_resource": (lambda text: "/" in text and is_label_key(text), "a domain and a name, such as nvidia.com/gpu"),
+    "runs": (is_absolute, "a full path in pods, such as /runs"),
+    "image": (lambda text: not any(map(str.isspace, text)), "the name of an image, without spaces"),
+}
+_NEEDED = ("service_account", "gpu_resource")
+
+
+def runs_in_pods(runs: Path, settings: dict[str, Any]) -> tuple[Path, bool]:
+    """Return the folder that pods keep runs in, and whether it is the very folder that is seen here.
+
+    Args:
+        runs: the profile's folder of runs, as it is seen here.
+        settings: what the profile says to Kubernetes, complete.
+    """
+    named = settings["runs"]
+    if named and Path(named) != runs:
+        return Path(named), False
+    if covering_volume(settings, runs):
+        return runs, True
+    return Path(named or DEFAULT_RUNS), False
+
+
+def is_file(key: Key) -> bool:
+    """Whether a profile's key names a file."""
+    return key[:2] == ("kubernetes", "manifests")
+
+
+def find_problems(tree: Tree) -> list[Problem]:
+    """List what the schema cannot see: names, sizes, volumes, labels, base objects."""
+    checks = (_names, _sizes, volume_problems, _tolerations, _secrets, _labels, _manifests)
+    return [problem for check in checks for problem in check(tree)]
+
+
+def _names(tree: Tree) -> Iterator[Problem]:
+    for key, (fits, rule) in _NAMES.items():
+        value = tree.get((key,))
+        if isinstance(value, str) and (value or key in _NEEDED) and not (value and fits(value)):
+            yield Problem(tree.origin((key,)), f"kubernetes.{key} is {value!r}; needed: {rule}")
+    secrets = tree.get(("pull_secrets",))
+    for number, name in enumerate(secrets if isinstance(secrets, list) else ()):
+        if isinstance(name, str) and not is_subdomain(name):
+            origin = tree.origin(("pull_secrets", str(number)))
+            yield Problem(origin, f"kubernetes.pull_secrets: {name!r} is no name; needed: {SUBDOMAIN_RULE}")
+
+
+def _sizes(tree: Tree) -> Iterator[Problem]:
+    for key, parse in {"cpu": parse_cpu, "memory": parse_size, "shm": parse_size}.items():
+        value = tree.get((key,))
+        try:
+            if isinstance(value, str | int | float) and value != "":
+                parse(str(value))
+        except ValueError as error:
+            yield Problem(tree.origin((key,)), f"kubernetes.{key} is {value!r}; {error}")
+
+
+def _tolerations(tree: Tree) -> Iterator[Problem]:
+    entries = tree.get(("tolerations",))
+    for number, entry in enumerate(entries if isinstance(entries, list) else ()):
+        for text in _toleration_errors(entry) if isinstance(entry, dict) else ():
+            yield Problem(tree.origin(("tolerations", str(number))), f"kubernetes.tolerations.{number}{text}")
+
+
+def _toleration_errors(entry: dict[str, Any]) -> Iterator[str]:
+    for key, value in entry.items():
+        allowed = _TOLERATION.get(key)
+        if allowed is None:
+            yield f": unknown key '{key}'{nearest(key, _TOLERATION) or '; allowed: ' + ', '.join(_TOLERATION)}"
+        elif allowed and value not in allowed:
+            yield f".{key} is {value!r}; one of {', '.join(allowed)} is needed{nearest(str(value), allowed)}"
+        elif key == "tolerationSeconds" and not isinstance(value, int):
+            yield f".{key} is {value!r}; a whole number is needed"
+        elif key in ("key", "value") and not isinstance(value, str):
+            yield f".{key} is {value!r}; text is needed, in quotes where it looks like something else"
+    if not entry.get("key") and entry.get("operator") != "Exists":
+        yield ": a key is needed, or operator: Exists for every taint"
+    if entry.get("operator") == "Exists" and entry.get("value"):
+        yield ": operator Exists takes no value"
+
+
+def _secrets(tree: Tree) -> Iterator[Problem]:
+    for name, value in _entries(tree, "secrets"):
+        origin = tree.origin(("secrets", name))
+        if not is_variable(name):
+            yield Problem(origin, f"kubernetes.secrets: {name!r} is no name of an environment variable")
+        if not is_secret_key(value):
+            yield Problem(
+                origin, f"kubernetes.secrets.{name}: name/key of a secret is needed, such as hugging-face/token"
+            )
+
+
+def _labels(tree: Tree) -> Iterator[Problem]:
+    for group in ("labels", "annotations", "node_selector"):
+        for key, value in _entries(tree, group):
+            text = _owned(group, key) or (f"{key!r} is no key; needed: {KEY_RULE}" if not is_label_key(key) else "")
+            if text:
+                yield Problem(tree.origin((group, key)), f"kubernetes.{group}: {text}")
+            if group != "annotations" and not is_label_value(value):
+                text = f"kubernetes.{group}.{key} is {value!r}; needed: {VALUE_RULE}"
+                yield Problem(tree.origin((group, key)), text)
+
+
+def _owned(group: str, key: str) -> str:
+    if group == "node_selector":
+        return ""
+    if key == QUEUE_LABEL:
+        return f"{key} has a key of its own: kubernetes.queue"
+    domain = key.rpartition("/")[0] or key
+    return f"{key} is set by llavajob and cannot be changed" if domain in OURS or key == MANAGED_LABEL else ""
+
+
+def _manifests(tree: Tree) -> Iterator[Problem]:
+    for name, value in _entries(tree, "manifests"):
+        try:
+            if value and name in KINDS:
+                read_base(name, Path(value))
+        except ValueError as error:
+            yield Problem(tree.origin(("manifests", name)), f"kubernetes.manifests.{name}: {error}")
+
+
+def _entries(tree: Tree, group: str) -> list[tuple[str, str]]:
+    """The entries of a mapping that are text; what is not, the schema names."""
+    values = tree.get((group,))
+    return [(str(k), v) for k, v in values.items() if isinstance(v, str)] if isinstance(values, dict) else []
+
+
+__all__ = ["DEFAULT_RUNS", "PYTHON", "SCHEMA", "covering_volume", "find_problems", "runs_in_pods"]

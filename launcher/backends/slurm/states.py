@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pwd
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from launcher.backends.base import (
-    CANCELLED,
     ENDED,
     FAILED,
     PENDING,
@@ -20,11 +18,12 @@ from launcher.backends.base import (
     BackendState,
     StepState,
 )
+from launcher.backends.seen import Seen, as_step, together, whole_run
 from launcher.backends.slurm.client import Answer, Foreign
 from launcher.backends.slurm.files import Job, Jobs, log_tail
 from launcher.backends.slurm.words import ENDS, STATES, why_pending
 from launcher.failure import decode_exit
-from launcher.run_folder import RunFolder, read_json
+from launcher.run_folder import RunFolder
 from launcher.step_word import Word, read_word
 
 _NEW_S = 60.0
@@ -33,17 +32,6 @@ _NO_LOG = 53
 """Slurm's way to say that it could not open a job's output file (ExitCode 0:53)."""
 _SENDING_S = 300.0
 """So long a submission may take, with a controller that does not answer."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One job, or one member of an array."""
-
-    state: str
-    reason: str = ""
-    attempt: int = 0
-    started: float | None = None
-    ended: float | None = None
 
 
 def open_ids(run: RunFolder, jobs: Jobs) -> list[str]:
@@ -60,37 +48,7 @@ def open_ids(run: RunFolder, jobs: Jobs) -> list[str]:
 def run_state(run: RunFolder, jobs: Jobs, answer: Answer) -> BackendState:
     """Put a run's state together from its jobs'."""
     seen = [_step(run, jobs, job, answer) for job in jobs.jobs]
-    steps = [state for state, _ in seen]
-    current = next((n for n, step in enumerate(steps) if step.state != SUCCEEDED), len(steps) - 1)
-    step, reason = seen[current]
-    state = step.state
-    if len(steps) > 1 and reason:
-        reason = f"{step.name}: {reason}"
-    request = read_json(run.cancel_request)
-    if request is not None and state in (FAILED, CANCELLED):
-        state, reason = CANCELLED, f"cancelled by {request.get('by', 'a user')}"
-    if state == CANCELLED:
-        reason += _kept(run, step)
-    ended = [s.ended for s in steps if s.ended]
-    return BackendState(
-        state, reason, step.attempt, _attempts(run, steps), step.stage, [job.job_id for job in jobs.jobs if job.job_id],
-        steps, min((s.started for s in steps if s.started), default=None),
-        max(ended, default=time.time()) if state in ENDED else None,
-    )  # fmt: skip
-
-
-def _attempts(run: RunFolder, steps: Sequence[StepState]) -> int:
-    stages = {step.stage for step in steps if step.kind != "merge"}
-    return sum(
-        any(stage.attempt(n).glob("node*.log"))
-        for stage in (run.stage(name) for name in stages)
-        for n in stage.attempt_numbers()
-    )
-
-
-def _kept(run: RunFolder, step: StepState) -> str:
-    steps = run.stage(step.stage).checkpoint_steps()
-    return f"; state saved at step {steps[-1]}" if steps else ""
+    return whole_run(run, seen, [job.job_id for job in jobs.jobs if job.job_id])
 
 
 def _step(run: RunFolder, jobs: Jobs, job: Job, answer: Answer) -> tuple[StepState, str]:
@@ -98,10 +56,8 @@ def _step(run: RunFolder, jobs: Jobs, job: Job, answer: Answer) -> tuple[StepSta
         return _not_sent(jobs, job)
     numbers = job.numbers()
     seen = [_seen(run, jobs, job, one, n, answer) for one, n in zip(job.ids(), numbers, strict=True)]
-    whole = _together(seen, numbers)
-    ended = whole.ended if whole.state in ENDED else None
-    state = replace(job.step, state=whole.state, attempt=whole.attempt, started=whole.started, ended=ended)
-    return state, whole.reason
+    whole = together(seen, job.members) if job.members else seen[0]
+    return as_step(job.step, whole), whole.reason
 
 
 def _not_sent(jobs: Jobs, job: Job) -> tuple[StepState, str]:
@@ -110,27 +66,6 @@ def _not_sent(jobs: Jobs, job: Job) -> tuple[StepState, str]:
     if time.time() - jobs.submitted < _SENDING_S:
         return job.step, "being sent"
     return replace(job.step, state=FAILED), "it was never sent: its submission was interrupted"
-
-
-def _together(seen: Sequence[Seen], numbers: Sequence[int | None]) -> Seen:
-    """The members of an array as one: it goes on as long as one of them does."""
-    if len(seen) == 1 and numbers[0] is None:
-        return seen[0]
-    order = (RUNNING, STARTING, REQUEUED, PENDING, UNKNOWN, FAILED, CANCELLED, SUCCEEDED)
-    state = min((s.state for s in seen), key=order.index)
-    worst = [(n, s) for n, s in zip(numbers, seen, strict=True) if s.state in (FAILED, CANCELLED)]
-    telling = next((s.reason for s in seen if s.state == state and s.reason), "")
-    if worst:
-        number, one = worst[0]
-        more = f" (and {len(worst) - 1} more)" if len(worst) > 1 else ""
-        telling = f"shard {number}: {one.reason.removeprefix(f'shard {number}: ')}{more}"
-    over = sum(s.state in ENDED for s in seen)
-    if over and state == PENDING:
-        telling = "; ".join(filter(None, [f"{over} of {len(seen)} shards have ended", telling]))
-    return Seen(
-        state, telling, max(s.attempt for s in seen), min((s.started for s in seen if s.started), default=None),
-        max((s.ended for s in seen if s.ended), default=None) if state in ENDED else None,
-    )  # fmt: skip
 
 
 def _seen(run: RunFolder, jobs: Jobs, job: Job, one: str, number: int | None, answer: Answer) -> Seen:

@@ -1,0 +1,55 @@
+"""The Kubernetes backend's own file in a run's folder: what was sent, and how the run ended once that is known.
+
+kubernetes/sent.json   the submission's place, its steps and their objects
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from launcher.backends.base import BackendState, StepState
+from launcher.run_folder import RunFolder, read_json, write_json
+
+
+@dataclass
+class Part:
+    """One step, and the object that stands for it."""
+
+    step: StepState
+    kind: str = ""
+    """Kind of its object; empty: the step was done before."""
+    name: str = ""
+    members: list[int] = field(default_factory=list)
+    """Shards of an array, by the index that its pods have."""
+
+
+@dataclass
+class Sent:
+    """What a submission sent."""
+
+    context: str = ""
+    namespace: str = ""
+    conductor: str = ""
+    """Name of the Job that starts the steps; empty: there is one step, sent as it is."""
+    parts: list[Part] = field(default_factory=list)
+    submitted: float = 0.0
+    end: BackendState | None = None
+
+    @property
+    def place(self) -> dict[str, str]:
+        """What a client needs to know."""
+        return {"context": self.context, "namespace": self.namespace}
+
+    def save(self, run: RunFolder) -> None:
+        write_json(run.root / "kubernetes" / "sent.json", asdict(self))
+
+
+def load_sent(run: RunFolder) -> Sent:
+    """Read what was sent for a run."""
+    values: dict[str, Any] = read_json(run.root / "kubernetes" / "sent.json") or {}
+    parts = [Part(**{**part, "step": StepState(**part["step"])}) for part in values.pop("parts", ())]
+    end = values.pop("end", None)
+    if end is not None:
+        end = BackendState(**{**end, "steps": [StepState(**step) for step in end["steps"]]})
+    return Sent(**values, parts=parts, end=end)

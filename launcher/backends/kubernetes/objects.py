@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from launcher.backends.kubernetes.bases import base_object
-from launcher.backends.kubernetes.pods import PLAN_FILE, fill_conductor_pod, fill_step_pod
+from launcher.backends.kubernetes.template import PLAN_FILE, fill_conductor_pod, fill_step_pod
 from launcher.backends.kubernetes.settings import MANAGED_LABEL, QUEUE_LABEL
 from launcher.backends.kubernetes.text import write_objects
 from launcher.plan import Plan, Step
@@ -77,32 +77,26 @@ def gang(plan: Plan, step: Step) -> Object:
 def job(plan: Plan, step: Step) -> Object:
     """The Job of an array, Indexed with one member per index, or of a single task."""
     base = base_object("evaluation", plan.settings)
-    spec, array = base["spec"], step.kind == "array"
-    for key in _JOB_KEYS:
-        spec.pop(key, None)
+    array = step.kind == "array"
     if array:
-        spec |= {"completionMode": "Indexed", "completions": len(step.members)}
-        spec |= {"parallelism": min(step.parallel, len(step.members)), "backoffLimitPerIndex": step.retries}
+        counts = {"completionMode": "Indexed", "completions": len(step.members)}
+        counts |= {"parallelism": min(step.parallel, len(step.members)), "backoffLimitPerIndex": step.retries}
     else:
-        spec |= {"completions": 1, "parallelism": 1, "backoffLimit": step.retries}
-    spec["podFailurePolicy"] = _failure_policy("FailIndex" if array else "FailJob", [EXIT_BAD_REQUEST, EXIT_FINAL])
-    _fill_template(spec, plan, step.name)
-    fill_step_pod(spec["template"], plan, step)
-    spec["template"]["spec"]["restartPolicy"] = "Never"
+        counts = {"completions": 1, "parallelism": 1, "backoffLimit": step.retries}
+    policy = _failure_policy("FailIndex" if array else "FailJob", [EXIT_BAD_REQUEST, EXIT_FINAL])
+    template = _marked(base["spec"]["template"], plan, step.name)
+    fill_step_pod(template, plan, step)
+    base["spec"] = _job_spec(base["spec"], {**counts, "podFailurePolicy": policy}, template)
     return _head(base, object_name(plan, step), plan, step.name, queue=True)
 
 
 def conductor(plan: Plan) -> Object:
     """The Job whose pod creates the object of each step when the one before has succeeded."""
     base = base_object("pipeline", plan.settings)
-    spec = base["spec"]
-    for key in _JOB_KEYS:
-        spec.pop(key, None)
-    spec |= {"completions": 1, "parallelism": 1, "backoffLimit": _CONDUCTOR_TRIES}
-    spec["podFailurePolicy"] = _failure_policy("FailJob", [1])
-    _fill_template(spec, plan, CONDUCTOR)
-    fill_conductor_pod(spec["template"], plan)
-    spec["template"]["spec"]["restartPolicy"] = "Never"
+    own = {"completions": 1, "parallelism": 1, "backoffLimit": _CONDUCTOR_TRIES}
+    template = _marked(base["spec"]["template"], plan, CONDUCTOR)
+    fill_conductor_pod(template, plan)
+    base["spec"] = _job_spec(base["spec"], {**own, "podFailurePolicy": _failure_policy("FailJob", [1])}, template)
     return _head(base, plan.run, plan, CONDUCTOR, queue=False)
 
 
@@ -117,19 +111,23 @@ def files(plan: Plan) -> Object:
 
 
 def _replica(base: Object, count: int, plan: Plan, step: Step) -> Object:
-    replica = copy.deepcopy(base)
-    _fill_template(replica, plan, step.name)
-    fill_step_pod(replica["template"], plan, step)
+    template = _marked(copy.deepcopy(base["template"]), plan, step.name)
+    fill_step_pod(template, plan, step)
     # The operator has a policy of its own and would warn of this one.
-    replica["template"]["spec"].pop("restartPolicy", None)
-    rest = {key: value for key, value in replica.items() if key not in ("replicas", "restartPolicy")}
-    return {"replicas": count, "restartPolicy": "ExitCode", **rest}
+    template["spec"].pop("restartPolicy", None)
+    return {**base, "replicas": count, "restartPolicy": "ExitCode", "template": template}
 
 
-def _fill_template(holder: Object, plan: Plan, step: str) -> None:
-    template = holder["template"]
-    metadata = {**(template.get("metadata") or {}), **_marks(template.get("metadata") or {}, plan, step)}
-    holder["template"] = {"metadata": metadata, **{k: v for k, v in template.items() if k != "metadata"}}
+def _job_spec(base: Object, own: Object, template: Object) -> Object:
+    template["spec"]["restartPolicy"] = "Never"
+    kept = {key: value for key, value in base.items() if key not in (*_JOB_KEYS, "template")}
+    return {**own, **kept, "template": template}
+
+
+def _marked(template: Object, plan: Plan, step: str) -> Object:
+    """A pod's template with its labels and annotations."""
+    metadata = template.get("metadata") or {}
+    return {**template, "metadata": {**metadata, **_marks(metadata, plan, step)}}
 
 
 def _head(base: Object, name: str, plan: Plan, step: str, queue: bool) -> Object:

@@ -45,7 +45,8 @@ def fill_step_pod(template: Object, plan: Plan, step: Step) -> None:
     secrets = [_secret_variable(name, source) for name, source in plan.settings["secrets"].items()]
     _fill_container(container, plan, [step.command[0], "-m", "launcher.backends.kubernetes.pod", step.name])
     _set_environment(container, step.environment, secrets, plan)
-    container["resources"] = _resources(container.get("resources") or {}, plan.settings, step)
+    resources = _resources(container.pop("resources", None) or {}, plan.settings, step)
+    container.update({"resources": resources} if resources else {})
     if step.kind == "gang":
         port = {"name": _PORT_NAME, "containerPort": GANG_PORT}
         container["ports"] = [*_others(container.get("ports"), _PORT_NAME), port]

@@ -18,8 +18,8 @@ import yaml
 from launcher.backends.base import CANCELLED, FAILED, SUCCEEDED
 from launcher.backends.kubernetes.client import Client
 from launcher.backends.kubernetes.ending_note import leave_note
-from launcher.backends.kubernetes.pods import ENV_PLAN, PLAN_FILE
 from launcher.backends.kubernetes.refusals import AlreadyThere
+from launcher.backends.kubernetes.template import ENV_PLAN, PLAN_FILE
 from launcher.backends.kubernetes.volumes import FILES_MOUNT
 from launcher.backends.kubernetes.words import job_state
 from launcher.errors import BackendError

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from launcher.backends.kubernetes.bases import base_object
-from launcher.backends.kubernetes.template import PLAN_FILE, fill_conductor_pod, fill_step_pod
 from launcher.backends.kubernetes.settings import MANAGED_LABEL, QUEUE_LABEL
+from launcher.backends.kubernetes.template import PLAN_FILE, fill_conductor_pod, fill_step_pod
 from launcher.backends.kubernetes.text import write_objects
 from launcher.plan import Plan, Step
 from launcher.plan_text import render

@@ -34,6 +34,8 @@ class Sent:
     """Name of the Job that starts the steps; empty: there is one step, sent as it is."""
     parts: list[Part] = field(default_factory=list)
     submitted: float = 0.0
+    complete: bool = False
+    """Whether all was created that was to be."""
     end: BackendState | None = None
 
     @property

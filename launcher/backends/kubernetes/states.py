@@ -1,0 +1,228 @@
+"""Where a run on Kubernetes is: what its steps said themselves, what their objects say, and why their pods wait."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from launcher.backends.base import (
+    CANCELLED,
+    ENDED,
+    FAILED,
+    PENDING,
+    REQUEUED,
+    RUNNING,
+    STARTING,
+    SUCCEEDED,
+    BackendState,
+    StepState,
+)
+from launcher.backends.kubernetes.files import Part, Sent
+from launcher.backends.kubernetes.objects import CONDUCTOR, RUN_LABEL, STEP_LABEL
+from launcher.backends.kubernetes.words import job_state, why_ended, why_pending
+from launcher.backends.seen import Seen, as_step, together, whole_run
+from launcher.run_folder import RunFolder
+from launcher.step_word import Word, read_word
+
+_SENDING_S = 300.0
+"""So long a submission may take, with a server that does not answer."""
+_INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
+
+Object = dict[str, Any]
+
+
+@dataclass
+class Answer:
+    """What the cluster knows of some runs."""
+
+    objects: dict[tuple[str, str], Object] = field(default_factory=dict)
+    """PyTorchJobs and Jobs, by kind and name."""
+    pods: list[Object] = field(default_factory=list)
+    events: list[Object] = field(default_factory=list)
+    trouble: str = ""
+    """Why nothing is known."""
+
+    def pods_of(self, run: str, step: str) -> list[Object]:
+        """The pods of a step, or of the conductor."""
+        wanted = {RUN_LABEL: run, STEP_LABEL: step}
+        return [pod for pod in self.pods if wanted.items() <= (pod["metadata"].get("labels") or {}).items()]
+
+
+def run_state(run: RunFolder, sent: Sent, answer: Answer) -> BackendState:
+    """Put a run's state together from its steps'."""
+    conductor = _conductor(run, sent, answer)
+    seen: list[tuple[StepState, str]] = []
+    for part in sent.parts:
+        before = all(state.state == SUCCEEDED for state, _ in seen)
+        one = _step(run, sent, part, answer, conductor, before)
+        seen.append((as_step(part.step, one), one.reason))
+    names = [sent.conductor] if sent.conductor else [part.name for part in sent.parts if part.kind]
+    return whole_run(run, seen, names)
+
+
+def _conductor(run: RunFolder, sent: Sent, answer: Answer) -> Seen | None:
+    """The pod that starts the steps; None where there is none."""
+    if not sent.conductor:
+        return None
+    obj, pods = answer.objects.get(("Job", sent.conductor)), answer.pods_of(run.name, CONDUCTOR)
+    if obj is None:
+        return Seen(PENDING, answer.trouble) if answer.trouble else _absent(sent, "Job", sent.conductor)
+    state, reason = job_state(obj)
+    if state == FAILED:
+        return Seen(FAILED, _note(pods) or why_ended(pods) or reason)
+    return Seen(state, why_pending(pods, answer.events, obj) if state in (PENDING, STARTING) else reason)
+
+
+def _step(run: RunFolder, sent: Sent, part: Part, answer: Answer, conductor: Seen | None, next_one: bool) -> Seen:
+    """One step.
+
+    Args:
+        conductor: who starts it; None: it was sent as it is.
+        next_one: whether all steps before it are done.
+    """
+    if not part.kind:
+        return Seen(part.step.state, "", part.step.attempt, part.step.started, part.step.ended)
+    obj = answer.objects.get((part.kind, part.name))
+    if obj is not None:
+        pods = answer.pods_of(run.name, part.step.name)
+        return _array(run, part, obj, pods, answer) if part.members else _alone(run, part, obj, pods, answer)
+    word = _last_word(run, part)
+    said = Seen(word.state, word.reason, word.attempt or part.step.attempt, word.started, word.ended)
+    if word.state in ENDED:
+        return said
+    if answer.trouble:
+        return replace(said, state=word.state or PENDING, reason=f"{answer.trouble}; this is the last that was known")
+    if word.state:
+        return replace(said, state=FAILED, reason=f"{part.kind} {part.name} was deleted by somebody else")
+    if conductor is None:
+        return replace(_absent(sent, part.kind, part.name), attempt=part.step.attempt)
+    return replace(_not_started(conductor, next_one), attempt=part.step.attempt)
+
+
+def _last_word(run: RunFolder, part: Part) -> Word:
+    if not part.members:
+        word = read_word(run, part.step.name)
+        return word if word.attempt >= part.step.attempt else Word()
+    words = [read_word(run, part.step.name, number) for number in part.members]
+    new = [word for word in words if word.state and word.attempt >= part.step.attempt]
+    if new and len(new) == len(words) and all(word.state == SUCCEEDED for word in new):
+        return replace(new[-1], ended=max(word.ended or 0.0 for word in new))
+    return replace(new[-1], state=RUNNING) if new else Word()
+
+
+def _absent(sent: Sent, kind: str, name: str) -> Seen:
+    """What was sent, or was to be sent, and is not there."""
+    if time.time() - sent.submitted < _SENDING_S and not sent.complete:
+        return Seen(PENDING, "being sent")
+    if not sent.complete:
+        return Seen(FAILED, "it was never sent: its submission was interrupted")
+    return Seen(FAILED, f"{kind} {name} was deleted by somebody else")
+
+
+def _not_started(conductor: Seen, next_one: bool) -> Seen:
+    """A step without an object yet."""
+    if conductor.state == FAILED:
+        return Seen(FAILED if next_one else CANCELLED, conductor.reason if next_one else "a step before it failed")
+    if not next_one:
+        return Seen(PENDING, "waits for the step before it")
+    return Seen(PENDING, conductor.reason or "its conductor is about to create it")
+
+
+def _alone(run: RunFolder, part: Part, obj: Object, pods: Sequence[Object], answer: Answer) -> Seen:
+    """A gang, a task or a merge."""
+    word = _last_word(run, part)
+    state, reason = job_state(obj)
+    said = Seen(word.state, word.reason, word.attempt or part.step.attempt, word.started, word.ended)
+    # A job may start a task again after it said that it failed; a gang counts for itself.
+    if word.state == SUCCEEDED or (word.state == FAILED and part.step.kind == "gang"):
+        return said
+    if state == SUCCEEDED:
+        return replace(said, state=state, reason="", ended=said.ended or _ended(obj))
+    if state in (FAILED, CANCELLED):
+        told = word.reason if word.state == FAILED else ""
+        return replace(said, state=state, reason=told or why_ended(pods) or reason, ended=said.ended or _ended(obj))
+    return _going_on(said, word, state, reason, obj, pods, answer)
+
+
+def _going_on(
+    said: Seen, word: Word, state: str, reason: str, obj: Object, pods: Sequence[Object], answer: Answer
+) -> Seen:
+    waits = why_pending(pods, answer.events, obj) if not _all_run(pods) else ""
+    if word.state == RUNNING and not waits:
+        return replace(said, reason="")
+    if word.state in (RUNNING, REQUEUED):
+        return replace(
+            said, state=REQUEUED if waits else word.state, reason="; ".join(filter(None, [word.reason, waits]))
+        )
+    if state in (PENDING, STARTING) or waits:
+        return replace(said, state=PENDING, reason=waits or reason)
+    return replace(said, state=STARTING, reason=word.reason)
+
+
+def _all_run(pods: Sequence[Object]) -> bool:
+    return bool(pods) and all(pod.get("status", {}).get("phase") in ("Running", "Succeeded") for pod in pods)
+
+
+def _array(run: RunFolder, part: Part, obj: Object, pods: Sequence[Object], answer: Answer) -> Seen:
+    """The shards of an Indexed Job."""
+    state, reason = job_state(obj)
+    status = obj.get("status") or {}
+    done, failed = _indexes(status.get("completedIndexes")), _indexes(status.get("failedIndexes"))
+    seen = []
+    for index, number in enumerate(part.members):
+        word, own = read_word(run, part.step.name, number), [pod for pod in pods if _index(pod) == index]
+        word = word if word.attempt >= part.step.attempt else Word()
+        seen.append(_shard(part, word, own, index in done, index in failed or state == FAILED, obj, answer))
+    whole = together(seen, part.members)
+    if state in ENDED and whole.state not in ENDED:
+        return replace(whole, state=state, reason=reason, ended=_ended(obj))
+    return whole if whole.reason or state != PENDING else replace(whole, reason=reason)
+
+
+def _shard(
+    part: Part, word: Word, pods: Sequence[Object], done: bool, failed: bool, obj: Object, answer: Answer
+) -> Seen:
+    said = Seen(word.state, word.reason, part.step.attempt, word.started, word.ended)
+    if done or word.state == SUCCEEDED:
+        return replace(said, state=SUCCEEDED, reason="")
+    if failed:
+        told = word.reason if word.state == FAILED else ""
+        return replace(said, state=FAILED, reason=told or why_ended(pods) or "its pod ended without a word")
+    if pods and _all_run(pods):
+        return replace(said, state=RUNNING if word.state == RUNNING else STARTING, reason="")
+    waits = why_pending(pods, answer.events, obj) if pods else "waits for other shards"
+    return replace(said, state=REQUEUED if word.state else PENDING, reason=waits)
+
+
+def _index(pod: Object) -> int | None:
+    meta = pod["metadata"]
+    text = (meta.get("labels") or {}).get(_INDEX_LABEL) or (meta.get("annotations") or {}).get(_INDEX_LABEL)
+    return int(text) if text is not None else None
+
+
+def _indexes(text: str | None) -> set[int]:
+    """Read the job controller's list of indexes: ``0,2-4``."""
+    found: set[int] = set()
+    for piece in (text or "").split(","):
+        first, _, last = piece.strip().partition("-")
+        if first:
+            found.update(range(int(first), int(last or first) + 1))
+    return found
+
+
+def _note(pods: Sequence[Object]) -> str:
+    """What the newest pod left as its reason."""
+    for pod in sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp")), reverse=True):
+        for container in pod.get("status", {}).get("containerStatuses") or []:
+            message = ((container.get("state") or {}).get("terminated") or {}).get("message")
+            if message:
+                return str(message)
+    return ""
+
+
+def _ended(obj: Object) -> float | None:
+    text = (obj.get("status") or {}).get("completionTime")
+    return datetime.fromisoformat(str(text).replace("Z", "+00:00")).timestamp() if text else None

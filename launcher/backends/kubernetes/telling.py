@@ -1,8 +1,9 @@
 """What a pod tells in its log: the lines and small files of the run's folder that it answers for, as they are written.
 
 Who cannot see the folder makes a copy of all this from the pods' logs; who reads a pod's log can read it as it is.
-Every pod tells its own logs, exit and errors. The first node of a gang, every shard and every task tell what belongs to
-the whole as well; several then tell the same, which costs nothing but room.
+Every pod tells its own logs, exit and errors, of attempts that begin while it is there and the end of the last one
+before. The first node of a gang, every shard and every task tell what belongs to the whole as well; several then tell
+the same, which costs nothing but room.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from launcher.run_folder import RunFolder
 POLL_S = 0.3
 LARGEST_READ = 1024 * 1024
 """Bytes of a file that are read in one turn."""
-LATE_BYTES = 1024 * 1024
-"""Who comes late to a file that others told before tells so much of its end."""
+LATE_BYTES = 256 * 1024
+"""So much is told of the end of what was there before this pod: the last words of a pod that it stands in for."""
 _SELDOM = 4
 """Turns between two looks for files whose names are not known beforehand."""
 _OWNED = re.compile(r"(node|rank)([0-9]+)\.(?:log|json)")
@@ -48,15 +49,11 @@ class Teller:
         self._step = step
         self._number = number
         self._voice = _Voice(run.root, sys.stdout.buffer if out is None else out)
-        self._attempts: list[int] = []
+        numbers = self._stage.attempt_numbers()
+        self._newest = self._before = numbers[-1] if numbers else -1
         self._again: deque[tuple[int, int, Collection[int] | None]] = deque()
         self._turn = 0
         self._lock = threading.Lock()
-
-    def begin(self, attempt: int) -> None:
-        """Have this pod's logs of an attempt told as well, from their starts on; never waits."""
-        if attempt not in self._attempts:
-            self._attempts = [*self._attempts[-1:], attempt]  # what ended before the last one grows no more
 
     def poll(self) -> bool:
         """Tell what is new; say whether more is there already.
@@ -88,8 +85,8 @@ class Teller:
         with self._lock:
             while self._poll(everything=True):
                 pass
-            for path in (*self._logs(), *self._shared()):
-                self._voice.tell_growth(path, torn=True)
+            for path, late, _ in self._growing():
+                self._voice.tell_growth(path, late, torn=True)
 
     @property
     def _stage(self) -> RunFolder:
@@ -101,15 +98,22 @@ class Teller:
         return self._step is None or self._step.kind != "gang" or self._number == 0
 
     def _poll(self, everything: bool) -> bool:
-        while self._again:
-            self._tell_ends(*self._again.popleft())
-        more = [self._voice.tell_growth(path) for path in self._logs()]
-        more += [self._voice.tell_growth(path, LATE_BYTES) for path in self._shared()]
         seldom = self._turn % _SELDOM == 0 or everything
         self._turn += 1
+        self._look_for_attempts(seldom)
+        while self._again:
+            self._tell_ends(*self._again.popleft())
+        more = [self._voice.tell_growth(*growing) for growing in self._growing()]
         for path in [*self._known(), *(self._found() if seldom else ())]:
             self._voice.tell_whole(path, changed=True)
         return any(more)
+
+    def _look_for_attempts(self, thoroughly: bool) -> None:
+        # A network file system may list a folder as it was a minute ago; a log of one's own pod it knows at once.
+        while self._stage.node_log(self._newest + 1, self._number).exists():
+            self._newest += 1
+        if thoroughly:
+            self._newest = max([self._newest, *self._stage.attempt_numbers()])
 
     def _tell_ends(self, attempt: int, most_bytes: int, nodes: Collection[int] | None) -> None:
         folder = self._stage.attempt(attempt)
@@ -120,20 +124,24 @@ class Teller:
             if self._is_of(path, nodes):
                 self._voice.tell_whole(path)
 
-    def _logs(self) -> Iterator[Path]:
-        for attempt in self._attempts:
-            yield self._stage.node_log(attempt, self._number)
-            for rank in self._ranks():
-                yield self._stage.rank_log(attempt, rank)
+    def _attempts(self) -> range:
+        """What ended before the last attempt but one grows no more."""
+        return range(max(0, self._newest - 1), self._newest + 1)
 
-    def _shared(self) -> Iterator[Path]:
+    def _growing(self) -> Iterator[tuple[Path, bool, bool]]:
+        """Growing files, each with whether others told it before this pod came, and whether its end is its end."""
+        for attempt in self._attempts():
+            late, over = attempt <= self._before, attempt < self._newest
+            yield self._stage.node_log(attempt, self._number), late, over
+            for rank in self._ranks():
+                yield self._stage.rank_log(attempt, rank), late, over
         if self._leads:
             for folder in dict.fromkeys((self._run, self._stage)):
-                yield folder.events
-                yield folder.metrics
+                yield folder.events, True, False
+                yield folder.metrics, True, False
 
     def _known(self) -> Iterator[Path]:
-        for attempt in self._attempts:
+        for attempt in self._attempts():
             yield exit_file(self._stage, attempt, self._number)
             for rank in self._ranks():
                 yield self._stage.rank_error(attempt, rank)
@@ -150,16 +158,19 @@ class Teller:
             )
 
     def _ranks(self) -> range:
-        count = self._step.processes_per_node if self._step else 0
-        return range(self._number * count, (self._number + 1) * count)
+        return range(self._number * self._each, (self._number + 1) * self._each)
+
+    @property
+    def _each(self) -> int:
+        """Ranks of a node; a shard is its own rank, a task rank 0."""
+        return 0 if self._step is None else self._step.processes_per_node if self._step.kind == "gang" else 1
 
     def _is_of(self, path: Path, nodes: Collection[int] | None) -> bool:
         """Tell whether a file is a node's or a rank's, and one of these nodes'."""
         match = _OWNED.fullmatch(path.name)
-        if match is None or nodes is None or self._step is None:
+        if match is None or nodes is None:
             return match is not None
-        each = self._step.processes_per_node if match[1] == "rank" else 1
-        return int(match[2]) // each in nodes
+        return int(match[2]) // (max(1, self._each) if match[1] == "rank" else 1) in nodes
 
 
 class _Voice:
@@ -174,20 +185,23 @@ class _Voice:
         """Size at which there was no complete line left to tell."""
         self._wholes: dict[Path, tuple[int, int, int]] = {}
 
-    def tell_growth(self, path: Path, most_late: int | None = None, torn: bool = False) -> bool:
+    def tell_growth(self, path: Path, late: bool, torn: bool = False) -> bool:
         """Tell what a file has grown by, at most one read's worth; say whether there is more.
 
         Args:
             path: the file.
-            most_late: how much is told of what was there at the first look; None: all.
+            late: whether to tell only the end of what is there at the first look.
             torn: whether to tell a last line that has no end yet.
         """
         size = _size(path)
-        if size is None or (size == self._sizes.get(path) and not torn):
+        if size is None:
+            self._told.setdefault(path, 0)
             return False
         start = self._told.get(path)
+        if size == (start if torn else self._sizes.get(path)):
+            return False
         if start is None:
-            start = 0 if most_late is None else _line_start(path, size - most_late)
+            start = _line_start(path, size - LATE_BYTES) if late else 0
         read, told = self._tell(path, start, size, torn)
         self._told[path] = told
         if read == size:

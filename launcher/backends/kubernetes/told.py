@@ -77,11 +77,14 @@ def say_whole(path: str, time_ns: int, data: bytes) -> bytes | None:
 
 
 def hear(raw: bytes) -> Line | Whole | None:
-    """Read a line of a pod's log, its end included; None for what tells no file that may be told."""
+    """Read a line of a pod's log, its end included; None for what tells no file that may be told.
+
+    Without its end, which a killed pod may not have said any more, it is a piece of a line.
+    """
     match = _LINE.match(raw)
     if match:
         data = raw[match.end() :]
-        return Line(match[1].decode(), int(match[2]), data[:-1] if match[3] else data)
+        return Line(match[1].decode(), int(match[2]), data.removesuffix(b"\n") if match[3] else data)
     match = _FILE.match(raw)
     if not match:
         return None

@@ -51,7 +51,7 @@ class KubernetesBackend:
 
     def check(self, plan: Plan) -> list[str]:
         """Say what can be known to be missing before the cluster is asked."""
-        from launcher.backends.kubernetes.objects import check_plan
+        from launcher.backends.kubernetes.checks import check_plan
 
         return check_plan(plan)
 

@@ -24,7 +24,7 @@ _PASSING = ("emptyDir", "configMap", "secret", "downwardAPI", "projected", "ephe
 """Volumes that end with their pod, or cannot be written."""
 
 
-def check_names(plan: Plan) -> list[str]:
+def check_plan(plan: Plan) -> list[str]:
     """Say what the cluster would refuse late, or take and not do; nothing where all is well."""
     return [*_name_errors(plan), *_size_errors(plan), *_folder_errors(plan)]
 

@@ -10,13 +10,33 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launcher.backends.kubernetes.bases import read_base
+
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "manifests").glob("*.yaml")), ids=lambda p: p.name)
 def test_manifests_are_whole(path: Path) -> None:
+    other: dict[str, set[str]] = {"ServiceAccount": set(), "Role": {"rules"}, "RoleBinding": {"subjects", "roleRef"}}
     for document in yaml.safe_load_all(path.read_text()):
-        assert {"apiVersion", "kind", "metadata", "spec"} <= set(document)
+        assert {"apiVersion", "kind", "metadata", *other.get(document["kind"], {"spec"})} <= set(document)
+
+
+@pytest.mark.parametrize("name", ["training", "evaluation", "pipeline"])
+def test_rendering_starts_from_the_shipped_jobs(name: str) -> None:
+    assert read_base(name, ROOT / f"manifests/{name}-job.yaml")["metadata"]["name"]
+
+
+@pytest.mark.parametrize("name", ["training", "evaluation", "pipeline"])
+def test_the_shipped_jobs_run_without_privilege(name: str) -> None:
+    job = yaml.safe_load((ROOT / f"manifests/{name}-job.yaml").read_text())
+    for replica in job["spec"].get("pytorchReplicaSpecs", {"": job["spec"]}).values():
+        pod = replica["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"]
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        fenced = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert [container["securityContext"] for container in pod["containers"]] == [fenced]
+        assert pod.get("automountServiceAccountToken", True) == (name == "pipeline")
 
 
 def test_the_training_job_keeps_the_operators_rules() -> None:

@@ -98,7 +98,9 @@ def _pod_security(base: Object, place: Object) -> Object:
     who = place["run_as"]
     ids = {"runAsUser": who["user"], "runAsGroup": who["group"], "fsGroup": who["fs_group"]}
     context = {"runAsNonRoot": who["user"] != 0, **ids, **_others_of(base, ("runAsNonRoot", *ids))}
-    if who["fs_group"] is not None:
+    if who["fs_group"] is None:
+        context.pop("fsGroupChangePolicy", None)
+    else:
         # Else the owner of each file on the volume is set anew before each start.
         context.setdefault("fsGroupChangePolicy", "OnRootMismatch")
     if place["privileged"]:

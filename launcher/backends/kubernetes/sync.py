@@ -1,0 +1,169 @@
+"""Fetching what the pods of a run have printed since the last time, many pods at once, slow ones without the others.
+
+pods/seen.json   up to when each container's log has been read, by the container's id
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from launcher.backends.kubernetes.bases import CONTAINERS
+from launcher.backends.kubernetes.client import RUN_LABEL, Client, Object
+from launcher.backends.kubernetes.mirror import Mirror
+from launcher.errors import NotAnswering
+from launcher.run_folder import RunFolder, read_json, write_json
+
+READERS = 8
+PATIENCE_S = 10.0
+"""So long one sync waits for the slowest log; what comes later the next one takes in."""
+_LAST_READS = 2
+"""An ended container's log is read once more, should the node still have been writing it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One container's log."""
+
+    pod: str
+    container: str
+    id: str
+    """The runtime's name of the container: a restarted one has another."""
+    previous: bool
+    """Whether it was restarted since."""
+    over: bool
+    """Whether it has ended."""
+
+
+@dataclass
+class _Reading:
+    """One look at a log, by one of the readers."""
+
+    source: Source
+    since: str | None
+    done: threading.Event = field(default_factory=threading.Event)
+    data: bytes | None = None
+    error: Exception | None = None
+
+
+class Syncer:
+    """Brings the copy of a run up to date, again and again.
+
+    Args:
+        client: the run's cluster and namespace.
+        folder: the run's folder here.
+        apart: whether the pods' folder is another; see ``Mirror``.
+    """
+
+    def __init__(self, client: Client, folder: RunFolder, apart: bool = True) -> None:
+        self._client = client
+        self._folder = folder
+        self._mirror = Mirror(folder, apart)
+        self._place = folder.root / "pods" / "seen.json"
+        self._readings: dict[str, _Reading] = {}
+        self._waiting: deque[_Reading] = deque()
+        self._readers = 0
+        self._lock = threading.Lock()
+
+    def sync(self, patience_s: float = PATIENCE_S) -> list[str]:
+        """Fetch and keep what is new; return in words which logs cannot be read now.
+
+        Args:
+            patience_s: how long to wait for logs that come slowly.
+
+        Raises:
+            NotAnswering: the server is silent.
+            BackendError: it refuses.
+            OSError: the copy cannot be written.
+        """
+        seen: dict[str, Any] = read_json(self._place) or {}
+        pods = self._client.list("Pod", selector=f"{RUN_LABEL}={self._folder.name}")
+        # In the order in which they were made: what several of them told, the first told first.
+        pods.sort(key=lambda pod: str(pod["metadata"].get("creationTimestamp")))
+        sources = [source for pod in pods for source in sources_of(pod) if _is_open(source, seen)]
+        slow, fresh = list(self._readings), [source for source in sources if source.id not in self._readings]
+        for source in fresh:
+            self._read(source, seen.get(source.id, {}).get("until"))
+        found, deadline = dict(seen), time.monotonic() + patience_s
+        words = [word for key in slow for word in self._finish(key, 0.0, found)]
+        words += [word for source in fresh for word in self._finish(source.id, deadline, found)]
+        if found != seen:
+            write_json(self._place, found)
+        return words
+
+    def _read(self, source: Source, until: str | None) -> None:
+        # The node counts seconds, and may give the log of a container that began since we looked for the one before.
+        since = f"{until[:19]}Z" if until and not source.previous else None
+        reading = self._readings[source.id] = _Reading(source, since)
+        with self._lock:
+            self._waiting.append(reading)
+            if self._readers < READERS:
+                self._readers += 1
+                threading.Thread(target=self._work, daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._readers -= 1
+                    return
+                reading = self._waiting.popleft()
+            try:
+                reading.data = self._fetch(reading)
+            except Exception as error:  # raised where it is waited for
+                reading.error = error
+            reading.done.set()
+
+    def _fetch(self, reading: _Reading) -> bytes | None:
+        data = self._log(reading.source, reading.since)
+        if reading.since and data and self._mirror.lacks(data):
+            return self._log(reading.source, None)  # the node's clock went back, or the copy was begun anew
+        return data
+
+    def _log(self, source: Source, since: str | None) -> bytes | None:
+        return self._client.pod_log(source.pod, source.container, since, source.previous, timestamps=True)
+
+    def _finish(self, key: str, deadline: float, seen: dict[str, Any]) -> Iterator[str]:
+        """Take in what a reading brought, once it is there; yield what is wrong."""
+        reading = self._readings[key]
+        pod = reading.source.pod
+        if not reading.done.wait(max(0.0, deadline - time.monotonic())):
+            yield f"the log of pod '{pod}' is slow to come"
+            return
+        del self._readings[key]
+        if isinstance(reading.error, NotAnswering):
+            yield f"the log of pod '{pod}' cannot be read now: {reading.error.message}"
+        elif reading.error is not None:
+            raise reading.error
+        elif reading.data:
+            until = self._mirror.take(reading.data, pod, reading.source.over)
+            before = seen.get(key, {})
+            last_reads = before.get("last_reads", 0) + reading.source.over
+            seen[key] = {"until": until or before.get("until"), "last_reads": last_reads}
+
+
+def sources_of(pod: Object) -> Iterator[Source]:
+    """Yield the logs of a pod's own container, the one before its restart first."""
+    for status in (pod.get("status") or {}).get("containerStatuses") or ():
+        if status.get("name") not in CONTAINERS.values():
+            continue
+        for which in ("lastState", "state"):
+            state = status.get(which) or {}
+            ended, runs = state.get("terminated"), "running" in state
+            key = (ended or {}).get("containerID") or (status.get("containerID") if runs else None)
+            if key:
+                yield Source(pod["metadata"]["name"], status["name"], key, which == "lastState", ended is not None)
+
+
+def _is_open(source: Source, seen: dict[str, Any]) -> bool:
+    """Whether a log may hold what was not read yet."""
+    return bool(seen.get(source.id, {}).get("last_reads", 0) < _LAST_READS)
+
+
+def sync(client: Client, folder: RunFolder, apart: bool = True) -> list[str]:
+    """Bring the copy of a run up to date once; see ``Syncer.sync``."""
+    return Syncer(client, folder, apart).sync()

@@ -22,7 +22,8 @@ from launcher.backends.base import (
 )
 from launcher.backends.kubernetes.files import Part, Sent
 from launcher.backends.kubernetes.objects import CONDUCTOR, RUN_LABEL, STEP_LABEL
-from launcher.backends.kubernetes.words import job_state, why_ended, why_pending
+from launcher.backends.kubernetes.waiting import why_pending
+from launcher.backends.kubernetes.words import job_state, why_ended
 from launcher.backends.seen import Seen, as_step, together, whole_run
 from launcher.run_folder import RunFolder
 from launcher.step_word import Word, read_word

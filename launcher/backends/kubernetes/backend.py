@@ -149,7 +149,7 @@ def _take_back(client: Client, objects: Sequence[dict[str, Any]]) -> None:
 
 def _clear_away(folder: RunFolder, client: Client, sent: Sent, meanwhile: Callable[[], None] = lambda: None) -> None:
     """Delete a run's objects, the one that makes others first, and wait until their pods are gone."""
-    from launcher.backends.kubernetes.objects import RUN_LABEL
+    from launcher.backends.kubernetes.labels import RUN_LABEL
 
     selector = f"{RUN_LABEL}={folder.name}"
     meanwhile()
@@ -205,8 +205,7 @@ def _ask(active: Sequence[tuple[Run, Sent]]) -> dict[tuple[str, ...], Answer]:
 
 def _query(place: tuple[str, ...], runs: Sequence[str]) -> Answer:
     from launcher.backends.kubernetes.client import Client
-    from launcher.backends.kubernetes.objects import MANAGER, RUN_LABEL
-    from launcher.backends.kubernetes.settings import MANAGED_LABEL
+    from launcher.backends.kubernetes.labels import MANAGED_LABEL, MANAGER, RUN_LABEL
     from launcher.backends.kubernetes.states import Answer
 
     few = len(runs) <= _MOST_BY_NAME
@@ -227,7 +226,7 @@ def _mirror(run: Run, sent: Sent) -> None:
     if run.record.get("there", str(run.folder.root)) == str(run.folder.root):
         return
     from launcher.backends.kubernetes.client import Client
-    from launcher.backends.kubernetes.mirror import sync
+    from launcher.backends.kubernetes.sync import sync
 
     try:
         sync(Client(sent.place), run.folder)

@@ -7,7 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from launcher.backends.kubernetes.bases import base_object
-from launcher.backends.kubernetes.settings import MANAGED_LABEL, QUEUE_LABEL
+from launcher.backends.kubernetes.labels import (
+    CONDUCTOR,
+    FOLDER_ANNOTATION,
+    MANAGED_LABEL,
+    MANAGER,
+    QUEUE_LABEL,
+    RUN_LABEL,
+    STEP_LABEL,
+)
 from launcher.backends.kubernetes.template import PLAN_FILE, fill_conductor_pod, fill_step_pod
 from launcher.backends.kubernetes.text import write_objects
 from launcher.plan import Plan, Step
@@ -16,12 +24,6 @@ from launcher.run_folder import EXIT_BAD_REQUEST, EXIT_FINAL
 
 Object = dict[str, Any]
 
-MANAGER = "llavajob"
-RUN_LABEL = "llavajob/run"
-STEP_LABEL = "llavajob/step"
-FOLDER_ANNOTATION = "llavajob/folder"
-CONDUCTOR = "conductor"
-"""What stands in the conductor's step label."""
 _CONDUCTOR_TRIES = 50
 _JOB_KEYS = ("completionMode", "completions", "parallelism", "backoffLimit", "backoffLimitPerIndex",
              "maxFailedIndexes", "podFailurePolicy", "successPolicy")  # fmt: skip

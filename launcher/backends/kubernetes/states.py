@@ -21,7 +21,7 @@ from launcher.backends.base import (
     StepState,
 )
 from launcher.backends.kubernetes.files import Part, Sent
-from launcher.backends.kubernetes.objects import CONDUCTOR, RUN_LABEL, STEP_LABEL
+from launcher.backends.kubernetes.labels import CONDUCTOR, RUN_LABEL, STEP_LABEL
 from launcher.backends.kubernetes.waiting import why_pending
 from launcher.backends.kubernetes.words import job_state, why_ended
 from launcher.backends.seen import Seen, as_step, together, whole_run

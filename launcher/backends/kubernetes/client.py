@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -44,6 +44,7 @@ KINDS = {
 }
 RUN_LABEL, FOLDER_ANNOTATION = "llavajob/run", "llavajob/folder"
 _NOT_STARTED = (b"waiting to start", b"is not available", b"does not have a host assigned", b"not found")
+_QUIET_S = 60.0
 ALL = "*"
 """Every namespace."""
 
@@ -209,6 +210,23 @@ class Client:
         if answer.status == 400 and any(sign in answer.body for sign in _NOT_STARTED):
             return b""
         return self._checked(answer, "Pod", f"read the log of pod '{pod}'").body
+
+    def follow_log(self, pod: str, container: str, since_time: str | None = None) -> Iterator[bytes]:
+        """Yield what a container prints, each line with its time, as it comes, until it ends or is quiet for a minute.
+
+        A container that has not started, or that is gone, yields nothing.
+
+        Args:
+            pod: the pod's name.
+            container: the container's.
+            since_time: an RFC 3339 time; seconds count, fractions do not.
+
+        Raises:
+            NotAnswering: the server is silent, or the line was lost.
+        """
+        query: dict[str, Any] = {"container": container, "follow": "true", "timestamps": "true"}
+        query.update({"sinceTime": since_time} if since_time else {})
+        yield from self._connection.stream(f"{self._path('Pod', pod)}/log", query, _QUIET_S)
 
     def may(self, verb: str, resource: str, group: str = "", subresource: str = "", account: str = "") -> bool:
         """Tell whether we, or a service account of the namespace, may do something there.

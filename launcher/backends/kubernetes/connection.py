@@ -187,19 +187,49 @@ class Connection:
         headers = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "llavajob"}
         return {**headers, "Authorization": secret} if secret else headers
 
+    def stream(self, path: str, query: dict[str, Any], quiet_s: float) -> Iterator[bytes]:
+        """Yield an answer as it comes, until it ends or nothing has come for so long; nothing but for a success.
+
+        Raises:
+            NotAnswering: nobody answers, or the line was lost.
+        """
+        import urllib3
+
+        answer = self._open("GET", path, query, None, quiet_s)
+        try:
+            if answer.status == 200:
+                yield from answer.stream()
+        except urllib3.exceptions.ReadTimeoutError:
+            return
+        except urllib3.exceptions.HTTPError as error:
+            raise _unheard(self.server, error) from None
+        finally:
+            answer.close()  # what was not read would be read from it by the next who uses it
+
     def _send(self, method: str, path: str, query: dict[str, Any] | None, body: Any) -> Answer:
+        import urllib3
+
+        answer = self._open(method, path, query, body, READ_S)
+        try:
+            return Answer(answer.status, answer.read())
+        except urllib3.exceptions.HTTPError as error:
+            raise _unheard(self.server, error) from None
+        finally:
+            answer.release_conn()
+
+    def _open(self, method: str, path: str, query: dict[str, Any] | None, body: Any, read_s: float) -> Any:
+        """Send a call; its answer's body is still to be read."""
         import urllib3
 
         configuration, pool = self._ready
         url = str(configuration.host).rstrip("/") + path + (f"?{urlencode(query)}" if query else "")
         try:
-            answer = pool.request(
+            return pool.request(
                 method, url, body=None if body is None else json.dumps(body), headers=self._headers(), retries=False,
-                timeout=urllib3.Timeout(connect=CONNECT_S, read=READ_S),
+                timeout=urllib3.Timeout(connect=CONNECT_S, read=read_s), preload_content=False,
             )  # fmt: skip
         except urllib3.exceptions.HTTPError as error:
             raise _unheard(self.server, error) from None
-        return Answer(answer.status, answer.data)
 
 
 def _quieten() -> None:

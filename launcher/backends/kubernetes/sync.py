@@ -5,6 +5,7 @@ pods/seen.json   up to when each container's log has been read, by the container
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -13,12 +14,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from launcher.backends.kubernetes.bases import CONTAINERS
-from launcher.backends.kubernetes.client import RUN_LABEL, Client, Object
+from launcher.backends.kubernetes.client import Client, Object
+from launcher.backends.kubernetes.labels import RUN_LABEL
 from launcher.backends.kubernetes.mirror import Mirror
+from launcher.backends.kubernetes.stream import Stream
 from launcher.errors import NotAnswering
 from launcher.run_folder import RunFolder, read_json, write_json
 
 READERS = 8
+MOST_STREAMS = 128
+"""So many logs are listened to, with a thread and a connection each; more are looked at again and again."""
+_DRAIN_POLL_S = 0.2
 PATIENCE_S = 10.0
 """So long one sync waits for the slowest log; what comes later the next one takes in."""
 _LAST_READS = 2
@@ -57,17 +63,29 @@ class Syncer:
         client: the run's cluster and namespace.
         folder: the run's folder here.
         apart: whether the pods' folder is another; see ``Mirror``.
+        follow: whether logs are listened to between two calls. What a pod prints just before it is deleted, or its
+            node drops its log, is lost otherwise.
     """
 
-    def __init__(self, client: Client, folder: RunFolder, apart: bool = True) -> None:
+    def __init__(self, client: Client, folder: RunFolder, apart: bool = True, follow: bool = False) -> None:
         self._client = client
         self._folder = folder
+        self._follow = follow
         self._mirror = Mirror(folder, apart)
         self._place = folder.root / "pods" / "seen.json"
+        self._streams: dict[str, Stream] = {}
         self._readings: dict[str, _Reading] = {}
         self._waiting: deque[_Reading] = deque()
         self._readers = 0
         self._lock = threading.Lock()
+
+    def __enter__(self) -> Syncer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for stream in self._streams.values():
+            stream.close()
+        self._streams.clear()
 
     def sync(self, patience_s: float = PATIENCE_S) -> list[str]:
         """Fetch and keep what is new; return in words which logs cannot be read now.
@@ -81,23 +99,66 @@ class Syncer:
             OSError: the copy cannot be written.
         """
         seen: dict[str, Any] = read_json(self._place) or {}
+        found = dict(seen)
+        self._take_streams(found)
         pods = self._client.list("Pod", selector=f"{RUN_LABEL}={self._folder.name}")
         # In the order in which they were made: what several of them told, the first told first.
         pods.sort(key=lambda pod: str(pod["metadata"].get("creationTimestamp")))
-        sources = [source for pod in pods for source in sources_of(pod) if _is_open(source, seen)]
-        slow, fresh = list(self._readings), [source for source in sources if source.id not in self._readings]
-        for source in fresh:
-            self._read(source, seen.get(source.id, {}).get("until"))
-        found, deadline = dict(seen), time.monotonic() + patience_s
+        slow, fresh = list(self._readings), list[str]()
+        for source in (source for pod in pods for source in sources_of(pod) if _is_open(source, found)):
+            if source.id not in self._streams and source.id not in self._readings:
+                fresh += self._begin(source, found.get(source.id, {}).get("until"))
+        deadline = time.monotonic() + patience_s
         words = [word for key in slow for word in self._finish(key, 0.0, found)]
-        words += [word for source in fresh for word in self._finish(source.id, deadline, found)]
+        words += [word for key in fresh for word in self._finish(key, deadline, found)]
         if found != seen:
             write_json(self._place, found)
         return words
 
-    def _read(self, source: Source, until: str | None) -> None:
+    def drain(self, most_s: float) -> bool:
+        """Sync until every container that was listened to has ended, as those of pods that are being deleted do.
+
+        Args:
+            most_s: when to give up; also on a silent server.
+
+        Returns:
+            whether they have.
+        """
+        deadline = time.monotonic() + most_s
+        while True:
+            with contextlib.suppress(NotAnswering):
+                self.sync()
+                if not self._streams and not self._readings:
+                    return True
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_DRAIN_POLL_S)
+
+    def _take_streams(self, seen: dict[str, Any]) -> None:
+        for key, stream in list(self._streams.items()):
+            data, ended = stream.take()
+            if self._mirror.lacks(data):
+                seen.pop(key, None)  # the node's clock went back: the next look is at all
+                stream.close()
+                ended = True
+            elif data:
+                until = self._mirror.take(data, stream.pod, over=stream.whole)
+                seen[key] = {"last_reads": 0, **seen.get(key, {}), **({"until": until} if until else {})}
+            if ended:
+                del self._streams[key]
+
+    def _begin(self, source: Source, until: str | None) -> list[str]:
+        """Begin to listen to a log that was read before, else to read it; return what is to be waited for."""
         # The node counts seconds, and may give the log of a container that began since we looked for the one before.
         since = f"{until[:19]}Z" if until and not source.previous else None
+        if self._follow and since and not source.over and len(self._streams) < MOST_STREAMS:
+            chunks = self._client.follow_log(source.pod, source.container, since)
+            self._streams[source.id] = Stream(source.pod, chunks)
+            return []
+        self._read(source, since)
+        return [source.id]
+
+    def _read(self, source: Source, since: str | None) -> None:
         reading = self._readings[source.id] = _Reading(source, since)
         with self._lock:
             self._waiting.append(reading)
@@ -165,5 +226,5 @@ def _is_open(source: Source, seen: dict[str, Any]) -> bool:
 
 
 def sync(client: Client, folder: RunFolder, apart: bool = True) -> list[str]:
-    """Bring the copy of a run up to date once; see ``Syncer.sync``."""
+    """Bring the copy of a run up to date once; arguments as for ``Syncer``, what it returns and raises as ``sync``."""
     return Syncer(client, folder, apart).sync()

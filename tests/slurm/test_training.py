@@ -447,8 +447,8 @@ def test_a_silent_controller_is_said_and_changes_nothing(shell: Shell, recipe: W
         "submit": shell.start("submit", name, "--on", "slurm", "--name", "during", *less),
         "cancel": shell.start("cancel", "ending"),
     }
-    for command in ("submit", "cancel"):
-        await_words(asked[command], "trying again ...")
+    for command, words in {"submit": "looking whether it took the job", "cancel": "trying again ..."}.items():
+        await_words(asked[command], words)
     said = {command: asked[command].communicate(timeout=60)[0] for command in ("status", "list")}
     assert re.match(r"before +RUNNING +Slurm does not answer", said["status"]), said["status"]
     assert re.search(r"^before .* RUNNING .* Slurm does not answer", said["list"], re.MULTILINE), said["list"]

@@ -177,9 +177,8 @@ def accounting_is_on() -> bool:
     return True
 
 
-def find_submitted(name: str, since: float) -> str | None:
-    """Find the job that a submission made before the answer was lost, by its name and age."""
+def find_submitted(name: str, since: float) -> list[str]:
+    """Find the jobs that a submission made before its answers were lost, by their name and age."""
     text = ask("squeue", "--me", "--noheader", "--states=all", f"--name={name}", "-o", "%F|%V")
     rows = [line.split("|") for line in text.splitlines()]
-    found = [number for number, submitted in rows if (_moment(submitted) or 0.0) >= since - 2.0]
-    return found[-1] if found else None
+    return [number for number, submitted in rows if (_moment(submitted) or 0.0) >= since - 2.0]

@@ -13,7 +13,7 @@ from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmiss
 
 from launcher import console
 from launcher.backends.slurm import task
-from launcher.backends.slurm.client import find_submitted, is_silence, plain_words
+from launcher.backends.slurm.client import ask, find_submitted, is_silence, plain_words
 from launcher.backends.slurm.script import StepExecutor
 from launcher.errors import BackendError, NotAnswering
 from launcher.plan import Plan, Step
@@ -21,6 +21,7 @@ from launcher.plan import Plan, Step
 PATIENCE_S = 180.0
 """How long a controller that does not answer is asked again to take a job."""
 _PAUSE_S = 3.0
+_LOOKS = 2
 _COUNTED_BY_US = 365 * 24 * 60
 """submitit would count time-outs, in minutes, by a rule of its own; the batch script does that here."""
 
@@ -62,16 +63,20 @@ class Sender(StepExecutor):
         return jobs
 
     def _submit_command(self, command: str) -> Job[Any]:
-        start = time.time()
+        start, silent = time.time(), False
         while True:
             try:
                 with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises
-                    return super()._submit_command(command)
+                    job = super()._submit_command(command)
+                if silent:
+                    self._end_others(start, job.job_id)
+                return job
             except (FailedJobError, FailedSubmissionError) as error:
                 self._clean_up()
                 words = plain_words(str(error))
                 if not is_silence(words):
                     raise _refused(words) from None
+                silent = True
                 console.say(f"Slurm does not answer ({words}); looking whether it took the job ...")
                 found = self._sent_after_all(start, words)
                 if found:
@@ -79,13 +84,27 @@ class Sender(StepExecutor):
 
     def _sent_after_all(self, start: float, words: str) -> str | None:
         """A controller may take a job and be cut off before it says so: nothing is sent again before it was asked."""
-        while True:
+        empty = 0
+        # What waited for the controller longest is not what it does first: one answer may be too early.
+        while empty < _LOOKS:
             time.sleep(_PAUSE_S)
             with contextlib.suppress(NotAnswering):
-                return find_submitted(self.parameters["job_name"], start)
+                found = find_submitted(self.parameters["job_name"], start)
+                if found:
+                    return found[-1]
+                empty += 1
+                continue
             if time.time() - start > PATIENCE_S:
                 hint = "Whether it took the job is not known. When it answers again: squeue --me, scancel JOB, submit."
                 raise NotAnswering(f"Slurm does not answer ({words})", hint)
+        return None
+
+    def _end_others(self, start: float, job_id: str) -> None:
+        """A request that was given up may have been answered after all, behind our back."""
+        with contextlib.suppress(BackendError):
+            others = [job for job in find_submitted(self.parameters["job_name"], start) if job != job_id]
+            if others:
+                ask("scancel", "--quiet", *others)
 
     def _clean_up(self) -> None:
         for path in self.folder.glob(".submission_file_*.sh"):

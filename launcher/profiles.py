@@ -41,11 +41,6 @@ class Profile:
     source: str = "built in"
 
     @property
-    def runs_there(self) -> Path:
-        """Folder that runs are kept in, as their own processes see it."""
-        return self.runs
-
-    @property
     def settings(self) -> dict[str, Any]:
         """What the profile says to its backend, complete."""
         values = self.place.values

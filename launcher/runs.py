@@ -66,8 +66,8 @@ def prepare(reference: str, on: str | None, name: str | None, overrides: Sequenc
 
 
 def _prepare(recipe: Recipe, profile: Profile, folder: RunFolder, base: Path) -> Prepared:
-    there = profile.runs_there / folder.name
-    fixed = {"run.dir": str(there), "run.name": folder.name, "runs.root": str(profile.runs_there)}
+    there = profile.jobs_runs / folder.name
+    fixed = {"run.dir": str(there), "run.name": folder.name, "runs.root": str(profile.jobs_runs)}
     names = Names(fixed, _latest_finished)
     stages = stages_of(recipe, profile.values, there, names)
     make_absolute(stages, base)

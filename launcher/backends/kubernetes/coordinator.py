@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from launcher.backends.base import FAILED, REQUEUED, RUNNING, STARTING, SUCCEEDED
@@ -47,10 +48,14 @@ class Coordinator:
     folder: RunFolder
     step: Step
     port: int
+    tell_again: Callable[[int, Collection[int] | None], None] = lambda attempt, nodes: None
+    """Tells once more the ends of an attempt's logs, those of lost nodes or of all: their own pods may not have."""
     stopping: bool = False
     """The master's own pod is to go: no further attempt."""
     nodes: dict[int, Node] = field(default_factory=dict)
     attempt: int = -1
+    _lost: list[int] = field(default_factory=list)
+    """Nodes that the last attempt lost."""
     server: asyncio.Server | None = None
 
     @property
@@ -70,6 +75,7 @@ class Coordinator:
         while await self._all_are_here(word):
             await asyncio.to_thread(self._begin, word)
             ending = await self._attempt()
+            await asyncio.to_thread(self.tell_again, self.attempt, self._lost)
             if ending.kind == "done":
                 return await self._over(word, SUCCEEDED, "", 0)
             verdict = await asyncio.to_thread(
@@ -98,6 +104,7 @@ class Coordinator:
         verdict = weigh(self.step, self.stage, word.attempt, ending, word.before, word.fruitless)
         word.fruitless = verdict.fruitless
         self._event("restarted", reason=verdict.reason)
+        self.tell_again(word.attempt, None)
         return verdict
 
     def _begin(self, word: Word) -> None:
@@ -180,6 +187,7 @@ class Coordinator:
 
     def _ending(self, nodes: dict[int, Node]) -> Ending:
         told = [(number, node.code) for number, node in sorted(nodes.items()) if node.code is not None]
+        self._lost = [number for number, node in sorted(nodes.items()) if node.gone]
         lost = [str(number) for number, node in sorted(nodes.items()) if node.code is None]
         leaving = [str(number) for number, node in sorted(nodes.items()) if node.leaving]
         ending = judge(self.step, told)

@@ -10,12 +10,14 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from launcher.backends.kubernetes.coordinator import Coordinator
+from launcher.backends.kubernetes.ending_note import leave_note
 from launcher.backends.kubernetes.participant import Participant
 from launcher.backends.kubernetes.single import Single
-from launcher.backends.kubernetes.telling import telling
+from launcher.backends.kubernetes.telling import Teller, telling
 from launcher.plan import Plan, Step
 from launcher.plan_text import load_plan
 from launcher.run_folder import RunFolder, write_aside
@@ -33,11 +35,18 @@ def main(arguments: list[str]) -> int:
     step = next(step for step in plan.steps if step.name == arguments[0])
     folder = RunFolder(plan.folder)
     number = own_number(step)
-    with telling(folder, step, number):
-        if step.kind == "gang":
-            return asyncio.run(take_part(plan, step, number))
-        write_configs(plan)
-        return Single(folder, step, number, plan.code).run()
+    try:
+        with telling(folder, step, number) as teller:
+            if step.kind == "gang":
+                return asyncio.run(take_part(plan, step, number, teller))
+            write_configs(plan)
+            return Single(folder, step, number, plan.code).run()
+    except OSError as error:
+        # Most often the volume: what is not there, cannot be written by this user, or is full.
+        why = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}, as user {os.getuid()}"
+        print(f"the run's folder cannot be used: {why}", flush=True)
+        leave_note(f"the run's folder cannot be used: {why}")
+        return 1
 
 
 def own_number(step: Step) -> int:
@@ -49,13 +58,13 @@ def own_number(step: Step) -> int:
     return 0
 
 
-async def take_part(plan: Plan, step: Step, number: int) -> int:
+async def take_part(plan: Plan, step: Step, number: int, teller: Teller) -> int:
     """Be a node of a gang; the first one coordinates as well."""
     folder, loop = RunFolder(plan.folder), asyncio.get_running_loop()
     port = int(os.environ.get("MASTER_PORT", "23456"))
     address = "localhost" if number == 0 else os.environ["MASTER_ADDR"]
     participant = Participant(folder, step, number, (address, port), plan.code)
-    coordinator = Coordinator(folder, step, port) if number == 0 else None
+    coordinator = Coordinator(folder, step, port, _teller(teller)) if number == 0 else None
 
     def leave(name: signal.Signals) -> None:
         participant.leave(name)
@@ -69,6 +78,14 @@ async def take_part(plan: Plan, step: Step, number: int) -> int:
     await asyncio.to_thread(write_configs, plan)
     await coordinator.start()
     return await _both(coordinator, participant)
+
+
+def _teller(teller: Teller) -> Callable[[int, Collection[int] | None], None]:
+    def tell_again(attempt: int, nodes: Collection[int] | None) -> None:
+        if nodes is None or nodes:
+            teller.tell_again(attempt, nodes=nodes)
+
+    return tell_again
 
 
 async def _both(coordinator: Coordinator, participant: Participant) -> int:

@@ -204,11 +204,9 @@ class Client:
         query.update({"timestamps": "true"} if timestamps else {})
         query.update({"sinceTime": since_time} if since_time else {})
         answer = self._connection.call("GET", f"{self._path('Pod', pod)}/log", query)
-        if answer.status == 404 and _names(answer, pod):
+        if _has_no_log(answer, pod):
             # Its node may not know it yet or any more, while the server does.
-            return None if answer.json()["details"].get("kind") == "pods" else b""
-        if answer.status == 400 and any(sign in answer.body for sign in _NOT_STARTED):
-            return b""
+            return None if answer.status == 404 and answer.json()["details"].get("kind") == "pods" else b""
         return self._checked(answer, "Pod", f"read the log of pod '{pod}'").body
 
     def follow_log(self, pod: str, container: str, since_time: str | None = None) -> Iterator[bytes]:
@@ -222,11 +220,16 @@ class Client:
             since_time: an RFC 3339 time; seconds count, fractions do not.
 
         Raises:
-            NotAnswering: the server is silent, or the line was lost.
+            NotAnswering: the server or the pod's node is silent, or the line was lost.
         """
         query: dict[str, Any] = {"container": container, "follow": "true", "timestamps": "true"}
         query.update({"sinceTime": since_time} if since_time else {})
-        yield from self._connection.stream(f"{self._path('Pod', pod)}/log", query, _QUIET_S)
+
+        def refused(answer: Answer) -> None:
+            if not _has_no_log(answer, pod):
+                self._checked(answer, "Pod", f"read the log of pod '{pod}'")
+
+        yield from self._connection.stream(f"{self._path('Pod', pod)}/log", query, _QUIET_S, refused)
 
     def may(self, verb: str, resource: str, group: str = "", subresource: str = "", account: str = "") -> bool:
         """Tell whether we, or a service account of the namespace, may do something there.
@@ -284,6 +287,13 @@ class Client:
 def _names(answer: Answer, name: str) -> bool:
     """Whether a 404 is about the object that was asked for."""
     return bool(name) and (answer.json().get("details") or {}).get("name") == name
+
+
+def _has_no_log(answer: Answer, pod: str) -> bool:
+    """Whether a container has not started yet, or its pod is gone."""
+    if answer.status == 404:
+        return _names(answer, pod)
+    return answer.status == 400 and any(sign in answer.body for sign in _NOT_STARTED)
 
 
 def _kind_is_unknown(answer: Answer) -> bool:

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,8 +187,16 @@ class Connection:
         headers = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "llavajob"}
         return {**headers, "Authorization": secret} if secret else headers
 
-    def stream(self, path: str, query: dict[str, Any], quiet_s: float) -> Iterator[bytes]:
-        """Yield an answer as it comes, until it ends or nothing has come for so long; nothing but for a success.
+    def stream(
+        self, path: str, query: dict[str, Any], quiet_s: float, refused: Callable[[Answer], None]
+    ) -> Iterator[bytes]:
+        """Yield an answer as it comes, until it ends or nothing has come for so long.
+
+        Args:
+            path: as for ``call``.
+            query: as for ``call``.
+            quiet_s: how long.
+            refused: called with an answer that is no success.
 
         Raises:
             NotAnswering: nobody answers, or the line was lost.
@@ -199,6 +207,8 @@ class Connection:
         try:
             if answer.status == 200:
                 yield from answer.stream()
+            else:
+                refused(Answer(answer.status, answer.read()))
         except urllib3.exceptions.ReadTimeoutError:
             return
         except urllib3.exceptions.HTTPError as error:

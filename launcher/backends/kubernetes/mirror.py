@@ -61,7 +61,7 @@ class Mirror:
                 lines.setdefault(told.path, []).append(told)
             if isinstance(told, Whole):
                 wholes.append(told)
-        with self._alone():
+        with self.alone():
             if self._apart and (lines or wholes):
                 self._write(lines, wholes)
             self._keep(pod, rest)
@@ -77,7 +77,7 @@ class Mirror:
         return any(line.offset > _size(self._folder.root / line.path) for line in first.values())
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def alone(self) -> Iterator[None]:
         """Keep other readers of the run waiting, in this process and others."""
         self._pods.mkdir(parents=True, exist_ok=True)
         with (self._pods / ".lock").open("w") as lock:

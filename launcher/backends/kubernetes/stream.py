@@ -23,7 +23,8 @@ class Stream:
         self.pod = pod
         self._held = bytearray()
         self._ended = self._closed = False
-        self._error: BackendError | None = None
+        self.error: BackendError | None = None
+        """Why it ended before the container did."""
         self._changed = threading.Condition()
         threading.Thread(target=self._gather, args=(chunks,), daemon=True).start()
 
@@ -35,11 +36,6 @@ class Stream:
             del self._held[:length]
             self._changed.notify_all()
             return data, self._ended
-
-    @property
-    def whole(self) -> bool:
-        """Whether it ended because the container did."""
-        return self._ended and self._error is None
 
     def close(self) -> None:
         """Want no more; the thread ends when the next piece comes, or its time is up."""
@@ -56,7 +52,7 @@ class Stream:
                 if self._closed:
                     return
         except BackendError as error:
-            self._error = error
+            self.error = error
         finally:
             with self._changed:
                 self._ended = True

@@ -100,7 +100,7 @@ class Syncer:
         """
         seen: dict[str, Any] = read_json(self._place) or {}
         found = dict(seen)
-        self._take_streams(found)
+        words = list(self._take_streams(found))
         pods = self._client.list("Pod", selector=f"{RUN_LABEL}={self._folder.name}")
         # In the order in which they were made: what several of them told, the first told first.
         pods.sort(key=lambda pod: str(pod["metadata"].get("creationTimestamp")))
@@ -109,10 +109,11 @@ class Syncer:
             if source.id not in self._streams and source.id not in self._readings:
                 fresh += self._begin(source, found.get(source.id, {}).get("until"))
         deadline = time.monotonic() + patience_s
-        words = [word for key in slow for word in self._finish(key, 0.0, found)]
+        words += [word for key in slow for word in self._finish(key, 0.0, found)]
         words += [word for key in fresh for word in self._finish(key, deadline, found)]
         if found != seen:
-            write_json(self._place, found)
+            with self._mirror.alone():
+                write_json(self._place, found)
         return words
 
     def drain(self, most_s: float) -> bool:
@@ -134,7 +135,8 @@ class Syncer:
                 return False
             time.sleep(_DRAIN_POLL_S)
 
-    def _take_streams(self, seen: dict[str, Any]) -> None:
+    def _take_streams(self, seen: dict[str, Any]) -> Iterator[str]:
+        """Take in what was heard; yield what is wrong."""
         for key, stream in list(self._streams.items()):
             data, ended = stream.take()
             if self._mirror.lacks(data):
@@ -142,10 +144,11 @@ class Syncer:
                 stream.close()
                 ended = True
             elif data:
-                until = self._mirror.take(data, stream.pod, over=stream.whole)
+                until = self._mirror.take(data, stream.pod, over=ended and stream.error is None)
                 seen[key] = {"last_reads": 0, **seen.get(key, {}), **({"until": until} if until else {})}
             if ended:
                 del self._streams[key]
+                yield from _words(stream.pod, stream.error)
 
     def _begin(self, source: Source, until: str | None) -> list[str]:
         """Begin to listen to a log that was read before, else to read it; return what is to be waited for."""
@@ -196,11 +199,8 @@ class Syncer:
             yield f"the log of pod '{pod}' is slow to come"
             return
         del self._readings[key]
-        if isinstance(reading.error, NotAnswering):
-            yield f"the log of pod '{pod}' cannot be read now: {reading.error.message}"
-        elif reading.error is not None:
-            raise reading.error
-        elif reading.data:
+        yield from _words(pod, reading.error)
+        if reading.data:
             until = self._mirror.take(reading.data, pod, reading.source.over)
             before = seen.get(key, {})
             last_reads = before.get("last_reads", 0) + reading.source.over
@@ -218,6 +218,14 @@ def sources_of(pod: Object) -> Iterator[Source]:
             key = (ended or {}).get("containerID") or (status.get("containerID") if runs else None)
             if key:
                 yield Source(pod["metadata"]["name"], status["name"], key, which == "lastState", ended is not None)
+
+
+def _words(pod: str, error: Exception | None) -> Iterator[str]:
+    """Say that a log cannot be read at the moment; what will not pass is raised."""
+    if isinstance(error, NotAnswering):
+        yield f"the log of pod '{pod}' cannot be read now: {error.message}"
+    elif error is not None:
+        raise error
 
 
 def _is_open(source: Source, seen: dict[str, Any]) -> bool:

@@ -1,0 +1,273 @@
+"""The copy of a run's folder that is made of what real pods print: through restarts, deletions and a lost server."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher import logs
+from launcher.backends.kubernetes.client import Client
+from launcher.backends.kubernetes.labels import RUN_LABEL
+from launcher.backends.kubernetes.sync import Syncer, sync
+from launcher.errors import NotAnswering
+from launcher.run_folder import RunFolder
+from tests.kubernetes.bed import Bed, Cluster
+from tests.kubernetes.image import REPOSITORY, give, pod_template
+from tests.slurm.bed import until
+
+LIMIT_S = 90.0
+ROTATED = 10 * 1024 * 1024
+"""Bytes of a container's log after which a node begins another, by default; it looks every ten seconds."""
+# One node of a gang: each start is an attempt, of so many seconds; it ends with a code, or when it is told to.
+NODE = """
+import os, random, signal, sys, time
+from pathlib import Path
+from launcher.backends.kubernetes.telling import telling
+from launcher.plan import Step
+from launcher.run_folder import RunFolder, append_line, write_json
+
+run, node, seconds, code = RunFolder(Path(sys.argv[1])), int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
+step = Step("train", "", "gang", 2, 1, 0, 1, 2, None, ("python",), {}, 3, 30)
+attempt = max([-1, *(n for n in run.attempt_numbers() if run.node_log(n, node).exists())]) + 1
+dice, told = random.Random(attempt), []
+signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+print("the wrapper says", attempt, flush=True)
+with telling(run, step, node):
+    run.attempt(attempt).mkdir(parents=True, exist_ok=True)
+    log, rank, number = run.node_log(attempt, node).open("ab", 0), run.rank_log(attempt, node).open("ab", 0), 0
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not told:
+        number += 1
+        log.write(b"%d node\\n" % number)
+        piece = dice.choice((b"x", b"\\r50%\\r100%", b"\\xff\\x00", b"y" * 9000))
+        rank.write(b"%d " % number + piece + dice.choice((b"\\n", b"")))
+        if node == 0:
+            append_line(run.metrics, {"step": number})
+        if number % 50 == 0:
+            write_json(run.attempt(attempt) / f"exits/node{node:04d}.json", {"code": number})
+        rank.write((b"z" * 99 + b"\\n") * (SOME // 100))
+        time.sleep(0.01)
+    log.write(b"the end, without a line's end")
+    write_json(run.attempt(attempt) / f"exits/node{node:04d}.json", {"code": 0})
+sys.exit(0 if attempt else code)
+"""
+
+
+@pytest.fixture
+def there(own_place: Path) -> RunFolder:
+    """The run's folder that the pods write to."""
+    folder = own_place / "there" / "run"
+    folder.mkdir(parents=True)
+    give(folder)
+    return RunFolder(folder)
+
+
+@pytest.fixture
+def here(own_place: Path) -> RunFolder:
+    """The submitter's."""
+    folder = own_place / "here" / "run"
+    folder.mkdir(parents=True)
+    return RunFolder(folder)
+
+
+def pod(there: RunFolder, node: int, seconds: float, code: int = 0, policy: str = "Never") -> dict[str, Any]:
+    """A pod of the run."""
+    command = (sys.executable, "-c", NODE.replace("SOME", "0"), str(there.root), str(node), str(seconds), str(code))
+    template = pod_template(command, there.root, env=[{"name": "PYTHONPATH", "value": str(REPOSITORY)}])
+    meta = {"name": f"run-{node}", "labels": {RUN_LABEL: "run"}}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {**template["spec"], "restartPolicy": policy}}
+
+
+def files(folder: RunFolder) -> dict[str, bytes]:
+    """What a folder holds of the run's own files; small ones by what they say."""
+    paths = [path for path in folder.root.rglob("*") if path.is_file() and "pods" not in path.parts]
+    return {path.relative_to(folder.root).as_posix(): content(path) for path in paths}
+
+
+def content(path: Path) -> bytes:
+    return json.dumps(json.loads(path.read_bytes())).encode() if path.suffix == ".json" else path.read_bytes()
+
+
+def lost(here: RunFolder, there: RunFolder) -> dict[str, str]:
+    """Files of which the copy is another than the original, with how."""
+    copy = files(here)
+    return {
+        name: f"{len(copy.get(name, b''))} of {len(data)} bytes, {_agree(copy.get(name, b''), data)} the same"
+        for name, data in files(there).items()
+        if copy.get(name) != data
+    }
+
+
+def _agree(one: bytes, other: bytes) -> int:
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+class Follower:
+    """Brings the copy up to date again and again beside the test, as following the logs does."""
+
+    def __init__(self, namespace: str, here: RunFolder, follow: bool = True, pause_s: float = 1.0) -> None:
+        self.silent = 0
+        self.words: list[str] = []
+        self.took_s: list[float] = []
+        self._syncer = Syncer(Client({"namespace": namespace}), here, follow=follow)
+        self._pause_s = pause_s
+        self._over = threading.Event()
+        self._pool = ThreadPoolExecutor(1)
+
+    def _follow(self) -> None:
+        with self._syncer:
+            while not self._over.is_set():
+                start = time.monotonic()
+                try:
+                    self.words += self._syncer.sync()
+                except NotAnswering:
+                    self.silent += 1
+                self.took_s.append(time.monotonic() - start)
+                self._over.wait(self._pause_s)
+            assert self._syncer.drain(LIMIT_S)
+
+    def __enter__(self) -> Follower:
+        self._following = self._pool.submit(self._follow)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._following.result()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A cluster, and the test's namespace in it."""
+
+    cluster: Cluster
+    namespace: str
+
+    def phase(self, name: str) -> str:
+        """A pod's phase; empty when there is no such pod."""
+        pods = self.cluster.get("pods", namespace=self.namespace)["items"]
+        return next((pod["status"].get("phase", "") for pod in pods if pod["metadata"]["name"] == name), "")
+
+    def await_phase(self, name: str, phase: str) -> None:
+        until(lambda: self.phase(name) == phase, LIMIT_S, lambda: f"{name}: {self.phase(name)}")
+
+    def start(self, *pods: dict[str, Any]) -> None:
+        self.cluster.create(self.namespace, *pods)
+        for pod in pods:
+            self.await_phase(pod["metadata"]["name"], "Running")
+
+    def delete(self, name: str, *how: str) -> None:
+        self.cluster.kubectl("delete", "pod", name, f"--namespace={self.namespace}", "--wait=false", *how)
+
+
+@pytest.fixture
+def stage(cluster: Cluster, namespace: str) -> Stage:
+    return Stage(cluster, namespace)
+
+
+def sync_once(namespace: str, folder: RunFolder) -> list[str]:
+    folder.root.mkdir(parents=True, exist_ok=True)
+    return sync(Client({"namespace": namespace}), folder)
+
+
+def gaps(folder: RunFolder) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder.root / "pods/mirror.json").read_text())["gaps"]
+    return found
+
+
+def test_following_loses_and_doubles_nothing(
+    own_bed: Bed, stage: Stage, there: RunFolder, here: RunFolder, own_place: Path
+) -> None:
+    """From before the pods start, through a container's restart, a deleted pod and a restart of the API server."""
+    with Follower(stage.namespace, here) as follower, Follower(stage.namespace, here, follow=False, pause_s=0.4):
+        time.sleep(1)
+        stage.start(pod(there, 0, seconds=5, code=3, policy="OnFailure"), pod(there, 1, seconds=600))
+        stage.await_phase("run-0", "Succeeded")
+        own_bed.stop_api()
+        time.sleep(3)
+        own_bed.start_api()
+        time.sleep(1)
+        stage.delete("run-1")
+        stage.await_phase("run-1", "")
+        stage.start(pod(there, 1, seconds=3))
+        stage.await_phase("run-1", "Succeeded")
+    assert follower.silent and not lost(here, there) and not gaps(here)
+    said = [(here.root / f"pods/run-{n}.log").read_text().split(" ", 1)[1] for n in (0, 1)]
+    assert re.findall(r"says (\d)", "".join(said)) == ["0", "1", "0", "1"]
+    assert len(list(there.root.glob("attempts/*/node*.log"))) == 4
+    # What the pods that are still there told can be had at any time.
+    late = RunFolder(own_place / "late" / "run")
+    assert sync_once(stage.namespace, late) == []
+    assert {name: data for name, data in files(there).items() if name.endswith("node0.log")}.items() <= files(
+        late
+    ).items()
+
+
+def test_nothing_new_costs_one_question(stage: Stage, there: RunFolder, here: RunFolder) -> None:
+    stage.start(pod(there, 0, seconds=2))
+    stage.await_phase("run-0", "Succeeded")
+    for _ in range(2):
+        assert sync_once(stage.namespace, here) == []
+    assert not lost(here, there)
+    asked: list[str] = []
+    client = Client({"namespace": stage.namespace})
+    with pytest.MonkeyPatch.context() as patch:
+        call = client._connection.call
+        patch.setattr(client._connection, "call", lambda *what: asked.append(what[1]) or call(*what))
+        assert sync(client, here) == []
+    assert asked == [f"/api/v1/namespaces/{stage.namespace}/pods"]
+
+
+def test_deleted_pods_say_their_last_words(stage: Stage, there: RunFolder, here: RunFolder) -> None:
+    dice = random.Random(5)
+    with Follower(stage.namespace, here):
+        stage.start(*(pod(there, node, seconds=600) for node in range(4)))
+        time.sleep(3)
+        for node in range(4):
+            time.sleep(dice.random())
+            stage.delete(f"run-{node}", *(["--force", "--grace-period=0"] if node % 2 else []))
+        for node in range(4):
+            stage.await_phase(f"run-{node}", "")
+        time.sleep(6)  # what is deleted by force ends after it is gone
+    assert not lost(here, there) and not gaps(here)
+
+
+def test_a_node_that_rotates_a_log_loses_no_follower_a_line(
+    stage: Stage, there: RunFolder, here: RunFolder, own_place: Path
+) -> None:
+    big = pod(there, 0, seconds=16)
+    big["spec"]["containers"][0]["command"][2] = NODE.replace("SOME", "20000")
+    with Follower(stage.namespace, here):
+        stage.start(big)
+        stage.await_phase("run-0", "Succeeded")
+    assert there.rank_log(0, 0).stat().st_size > 2 * ROTATED
+    assert not lost(here, there) and not gaps(here)
+    late = RunFolder(own_place / "late" / "run")
+    assert sync_once(stage.namespace, late) == []
+    whole, copy = there.rank_log(0, 0).read_bytes(), late.rank_log(0, 0).read_bytes()
+    ((_, end),) = gaps(late)["attempts/0/rank0000.log"]
+    assert 0 < end < len(whole) == len(copy) and copy[end:] == whole[end:]
+    assert f"[{end} bytes are not here: the cluster dropped them]" in "".join(logs.read(late.root, logs.Selection()))
+
+
+def test_a_silent_node_holds_up_nothing(own_bed: Bed, stage: Stage, there: RunFolder, here: RunFolder) -> None:
+    stage.start(pod(there, 0, seconds=8))
+    with Syncer(Client({"namespace": stage.namespace}), here, follow=True) as syncer:
+        until(lambda: syncer.sync() == [] and here.metrics.exists(), LIMIT_S, lambda: "nothing told")
+        own_bed.stop_daemon("kubelet")
+        words: list[str] = []
+        until(lambda: bool(words) or words.extend(syncer.sync()) is not None, LIMIT_S, lambda: "no words")
+        assert re.match(r"the log of pod 'run-0' cannot be read now: ", words[0]), words
+        own_bed.mend()
+        stage.await_phase("run-0", "Succeeded")
+        assert syncer.drain(LIMIT_S)
+    assert not lost(here, there) and not gaps(here)

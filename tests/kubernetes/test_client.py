@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from launcher.backends.kubernetes import connection
-from launcher.backends.kubernetes.client import Client
+from launcher.backends.kubernetes.client import KINDS, Client
 from launcher.backends.kubernetes.refusals import AlreadyThere
 from launcher.errors import BackendError, NotAnswering
 from tests.kubernetes.bed import Bed, Cluster
@@ -243,15 +243,14 @@ def test_a_namespace_that_is_not_there(use_cluster: None) -> None:
     assert message == "there is no namespace 'nowhere' in the cluster" and "kubectl create namespace nowhere" in hint
 
 
-def test_a_kind_that_is_not_there(client: Client) -> None:
+def test_a_kind_that_is_not_there(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS, "LocalQueue", ("kueue.x-k8s.io/v1beta1", "localqueues", True))
     assert told(client.list, "LocalQueue")[0] == "the cluster has no LocalQueue (kueue.x-k8s.io/v1beta1)"
     assert told(client.get, "LocalQueue", "main")[0] == "the cluster has no LocalQueue (kueue.x-k8s.io/v1beta1)"
 
 
 @pytest.mark.parametrize("v2", [False, True])
 def test_no_training_operator(client: Client, monkeypatch: pytest.MonkeyPatch, v2: bool) -> None:
-    from launcher.backends.kubernetes.client import KINDS
-
     # A version that the server does not have stands for a server without the operator.
     monkeypatch.setitem(KINDS, "PyTorchJob", ("kubeflow.org/v7", "pytorchjobs", True))
     monkeypatch.setattr(Client, "serves", lambda self, group: v2)

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from launcher.backends.kubernetes.connection import Answer, Connection, Place, find_place
-from launcher.backends.kubernetes.refusals import AlreadyThere, refusal
+from launcher.backends.kubernetes.refusals import AlreadyThere, not_kubernetes, refusal
 from launcher.errors import BackendError, NotAnswering
 from launcher.patience import insist
 
@@ -19,27 +19,20 @@ Objects = list[Object]
 
 # Group and version, name in paths, whether it lies in a namespace.
 KINDS = {
-    "ClusterQueue": ("kueue.x-k8s.io/v1beta1", "clusterqueues", False),
     "ConfigMap": ("v1", "configmaps", True),
-    "CustomResourceDefinition": ("apiextensions.k8s.io/v1", "customresourcedefinitions", False),
     "Deployment": ("apps/v1", "deployments", True),
     "Event": ("v1", "events", True),
     "Job": ("batch/v1", "jobs", True),
-    "LocalQueue": ("kueue.x-k8s.io/v1beta1", "localqueues", True),
     "LocalSubjectAccessReview": ("authorization.k8s.io/v1", "localsubjectaccessreviews", True),
     "Namespace": ("v1", "namespaces", False),
-    "NetworkPolicy": ("networking.k8s.io/v1", "networkpolicies", True),
     "Node": ("v1", "nodes", False),
     "PersistentVolumeClaim": ("v1", "persistentvolumeclaims", True),
     "Pod": ("v1", "pods", True),
-    "PriorityClass": ("scheduling.k8s.io/v1", "priorityclasses", False),
     "PyTorchJob": ("kubeflow.org/v1", "pytorchjobs", True),
-    "ResourceQuota": ("v1", "resourcequotas", True),
     "Role": ("rbac.authorization.k8s.io/v1", "roles", True),
     "RoleBinding": ("rbac.authorization.k8s.io/v1", "rolebindings", True),
     "Secret": ("v1", "secrets", True),
     "SelfSubjectAccessReview": ("authorization.k8s.io/v1", "selfsubjectaccessreviews", False),
-    "Service": ("v1", "services", True),
     "ServiceAccount": ("v1", "serviceaccounts", True),
 }
 RUN_LABEL, FOLDER_ANNOTATION = "llavajob/run", "llavajob/folder"
@@ -85,17 +78,23 @@ class Client:
 
     def version(self) -> str:
         """The server's version: ``v1.33.13``."""
-        answer = self._connection.call("GET", "/version")
-        if answer.status != 200 or "gitVersion" not in answer.json():
-            raise refusal(answer, "tell its version", self.server())
-        return str(answer.json()["gitVersion"])
+        found = self.look("/version") or {}
+        if "gitVersion" not in found:
+            raise not_kubernetes(self.server())
+        return str(found["gitVersion"])
+
+    def look(self, path: str) -> Object | None:
+        """Return what the server has at a path such as ``/apis/kubeflow.org``, or None when there is nothing."""
+        answer = self._connection.call("GET", path)
+        if answer.status == 404:
+            return None
+        if answer.status != 200:
+            raise refusal(answer, f"show {path}", self.server())
+        return answer.json()
 
     def serves(self, group: str) -> bool:
         """Tell whether the cluster knows an API group, such as ``trainer.kubeflow.org``."""
-        answer = self._connection.call("GET", f"/apis/{group}")
-        if answer.status not in (200, 404):
-            raise refusal(answer, f"tell about {group}", self.server())
-        return answer.status == 200
+        return self.look(f"/apis/{group}") is not None
 
     # Objects
 

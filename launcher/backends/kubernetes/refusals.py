@@ -16,6 +16,10 @@ _BUSY = frozenset({429, 500, 502, 503, 504})
 RIGHTS_HINT = "The namespace's administrator gives rights; manifests/service-account.yaml has a role with all of them."
 
 
+class Forbidden(BackendError):
+    """We have no right to what was asked for."""
+
+
 class AlreadyThere(BackendError):
     """An object of that name exists."""
 
@@ -51,9 +55,14 @@ def refusal(answer: Answer, what: str, server: str) -> BackendError:
     if answer.status == 403 and (right := _NO_RIGHT.search(words)):
         return _forbidden(right)
     if not answer.json():
-        hint = "See the server in the kubeconfig: kubectl config view"
-        return BackendError(f"what answers at {server} is no Kubernetes API server (status {answer.status})", hint)
+        return not_kubernetes(server, f" (status {answer.status})")
     return BackendError(f"Kubernetes refused to {what}: {words}")
+
+
+def not_kubernetes(server: str, why: str = "") -> BackendError:
+    """Make the error for an answer that no API server gives."""
+    hint = "See the server in the kubeconfig: kubectl config view"
+    return BackendError(f"what answers at {server} is no Kubernetes API server{why}", hint)
 
 
 def _forbidden(right: re.Match[str]) -> BackendError:
@@ -65,4 +74,4 @@ def _forbidden(right: re.Match[str]) -> BackendError:
             "the kubeconfig gives no credentials: the server takes this for an anonymous call",
             "Log in again as your cluster wants it, until `kubectl get pods` works here.",
         )
-    return BackendError(f"{who} has no right to {verb} {resource} {where}", RIGHTS_HINT)
+    return Forbidden(f"{who} has no right to {verb} {resource} {where}", RIGHTS_HINT)

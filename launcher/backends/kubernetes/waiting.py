@@ -84,7 +84,7 @@ def why_pending(pods: Sequence[Object], events: Sequence[Object], obj: Object) -
         return _no_pods(events, obj)
     found: dict[tuple[int, str], list[str]] = {}
     for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["name"])):
-        reason = _pod(pod, events)
+        reason = why_pod_waits(pod, events)
         if reason and reason[0] == ON_THE_WAY:
             reason = _made_again(pod, events, obj) or reason
         if reason:
@@ -154,8 +154,8 @@ def _creation(message: str) -> str:
 # One pod
 
 
-def _pod(pod: Object, events: Sequence[Object]) -> tuple[int, str] | None:
-    """Why one pod does not run, with its weight; None when it runs or has ended."""
+def why_pod_waits(pod: Object, events: Sequence[Object]) -> tuple[int, str] | None:
+    """Say why one pod does not run, with the weight of the reason; None when it runs or has ended."""
     status = pod.get("status") or {}
     if status.get("phase") in ("Succeeded", "Failed"):
         return None
@@ -235,8 +235,10 @@ def _container(pod: Object, status: Object, events: Sequence[Object]) -> tuple[i
     if reason in IMAGES:
         return TROUBLE, _image(pod, status, waiting)
     if reason in ("ContainerCreating", "PodInitializing", ""):
-        message = _about(events, pod, MOUNTS)
-        return (TROUBLE, _mount(pod, message)) if message else (ON_THE_WAY, "its container is being made")
+        if message := _about(events, pod, MOUNTS):
+            return TROUBLE, _mount(pod, message)
+        pulling = _about(events, pod, frozenset({"Pulling", "Pulled"}))
+        return ON_THE_WAY, "its image is being pulled" if "Pulling" in pulling else "its container is being made"
     return TROUBLE, _waiting_words(pod, waiting)
 
 

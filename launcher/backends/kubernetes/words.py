@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from launcher.backends.base import FAILED, PENDING, REQUEUED, RUNNING, SUCCEEDED
+from launcher.backends.kubernetes.labels import QUEUE_LABEL
 from launcher.failure import decode_exit
 from launcher.run_folder import EXIT_INTERRUPTED
 
 Object = dict[str, Any]
-
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 # PyTorchJob and Job: the last condition that is True. Those of the operator stand first, the job controller's then.
 CONDITIONS = {

@@ -197,6 +197,9 @@ class _Voice:
         if size is None:
             self._told.setdefault(path, 0)
             return False
+        if size == 0 and path not in self._sizes:
+            self._say(say_line(Line(self._name(path), 0, b"")))  # a log that is there says that its node began
+            self._sizes[path] = 0
         start = self._told.get(path)
         if size == (start if torn else self._sizes.get(path)):
             return False

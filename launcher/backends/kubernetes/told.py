@@ -70,7 +70,8 @@ def say_whole(path: str, time_ns: int, data: bytes) -> bytes | None:
     if len(data) > LARGEST_WHOLE:
         return None
     try:
-        value = data.decode() if path.endswith(".txt") else json.loads(data)
+        # A marker is told by being there.
+        value = data.decode() if path.endswith(".txt") else json.loads(data.strip() or b"{}")
         return f"{path}={time_ns} {json.dumps(value, ensure_ascii=False)}\n".encode()
     except ValueError:
         return None

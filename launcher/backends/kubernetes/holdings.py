@@ -102,8 +102,9 @@ def _volume(client: Client, entry: dict[str, Any], keeps_runs: bool) -> Finding:
     what = f"volume {entry['mount']}"
     if "pvc" not in entry:
         source = next(key for key in ("host_path", "nfs", "empty_dir") if key in entry)
-        each = "; each node's own, unless it is a shared file system" if source == "host_path" else ""
-        return Finding(what, f"{source} {entry[source]}{each}", None if each and keeps_runs else True)
+        own = source == "host_path" and keeps_runs
+        each = "; each node's own, unless it is a shared file system" if own else ""
+        return Finding(what, f"{source} {entry[source]}{each}", None if own else True)
     name = entry["pvc"]
     try:
         claim = client.get("PersistentVolumeClaim", name)

@@ -115,26 +115,25 @@ def _agree(one: bytes, other: bytes) -> int:
 class Follower:
     """Brings the copy up to date again and again beside the test, as following the logs does."""
 
-    def __init__(self, namespace: str, here: RunFolder, follow: bool = True, pause_s: float = 1.0) -> None:
+    def __init__(self, namespace: str, here: RunFolder, listen: bool = True, pause_s: float = 1.0) -> None:
         self.silent = 0
         self.words: list[str] = []
         self.took_s: list[float] = []
-        self._syncer = Syncer(Client({"namespace": namespace}), here, follow=follow)
+        self._syncer = Syncer(Client({"namespace": namespace}), here, listen=listen)
         self._pause_s = pause_s
         self._over = threading.Event()
         self._pool = ThreadPoolExecutor(1)
 
     def _follow(self) -> None:
-        with self._syncer:
-            while not self._over.is_set():
-                start = time.monotonic()
-                try:
-                    self.words += self._syncer.sync()
-                except NotAnswering:
-                    self.silent += 1
-                self.took_s.append(time.monotonic() - start)
-                self._over.wait(self._pause_s)
-            assert self._syncer.drain(LIMIT_S)
+        while not self._over.is_set():
+            start = time.monotonic()
+            try:
+                self.words += self._syncer.sync()
+            except NotAnswering:
+                self.silent += 1
+            self.took_s.append(time.monotonic() - start)
+            self._over.wait(self._pause_s)
+        self.words += self._syncer.sync()
 
     def __enter__(self) -> Follower:
         self._following = self._pool.submit(self._follow)
@@ -188,7 +187,7 @@ def test_following_loses_and_doubles_nothing(
     own_bed: Bed, stage: Stage, there: RunFolder, here: RunFolder, own_place: Path
 ) -> None:
     """From before the pods start, through a container's restart, a deleted pod and a restart of the API server."""
-    with Follower(stage.namespace, here) as follower, Follower(stage.namespace, here, follow=False, pause_s=0.4):
+    with Follower(stage.namespace, here) as follower, Follower(stage.namespace, here, listen=False, pause_s=0.4):
         time.sleep(1)
         stage.start(pod(there, 0, seconds=5, code=3, policy="OnFailure"), pod(there, 1, seconds=600))
         stage.await_phase("run-0", "Succeeded")
@@ -212,7 +211,9 @@ def test_following_loses_and_doubles_nothing(
     ).items()
 
 
-def test_nothing_new_costs_one_question(stage: Stage, there: RunFolder, here: RunFolder) -> None:
+def test_nothing_new_costs_one_question(
+    stage: Stage, there: RunFolder, here: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stage.start(pod(there, 0, seconds=2))
     stage.await_phase("run-0", "Succeeded")
     for _ in range(2):
@@ -220,10 +221,9 @@ def test_nothing_new_costs_one_question(stage: Stage, there: RunFolder, here: Ru
     assert not lost(here, there)
     asked: list[str] = []
     client = Client({"namespace": stage.namespace})
-    with pytest.MonkeyPatch.context() as patch:
-        call = client._connection.call
-        patch.setattr(client._connection, "call", lambda *what: asked.append(what[1]) or call(*what))
-        assert sync(client, here) == []
+    call = client._connection.call
+    monkeypatch.setattr(client._connection, "call", lambda *what: asked.append(what[1]) or call(*what))
+    assert Syncer(client, here).sync() == []
     assert asked == [f"/api/v1/namespaces/{stage.namespace}/pods"]
 
 
@@ -261,13 +261,13 @@ def test_a_node_that_rotates_a_log_loses_no_follower_a_line(
 
 def test_a_silent_node_holds_up_nothing(own_bed: Bed, stage: Stage, there: RunFolder, here: RunFolder) -> None:
     stage.start(pod(there, 0, seconds=8))
-    with Syncer(Client({"namespace": stage.namespace}), here, follow=True) as syncer:
-        until(lambda: syncer.sync() == [] and here.metrics.exists(), LIMIT_S, lambda: "nothing told")
-        own_bed.stop_daemon("kubelet")
-        words: list[str] = []
-        until(lambda: bool(words) or words.extend(syncer.sync()) is not None, LIMIT_S, lambda: "no words")
-        assert re.match(r"the log of pod 'run-0' cannot be read now: ", words[0]), words
-        own_bed.mend()
-        stage.await_phase("run-0", "Succeeded")
-        assert syncer.drain(LIMIT_S)
+    client = Client({"namespace": stage.namespace})
+    until(lambda: sync(client, here) == [] and here.metrics.exists(), LIMIT_S, lambda: "nothing told")
+    own_bed.stop_daemon("kubelet")
+    words: list[str] = []
+    until(lambda: bool(words) or words.extend(sync(client, here)) is not None, LIMIT_S, lambda: "no words")
+    assert re.match(r"the log of pod 'run-0' cannot be read: ", words[0]), words
+    own_bed.mend()
+    stage.await_phase("run-0", "Succeeded")
+    assert sync(client, here) == []
     assert not lost(here, there) and not gaps(here)

@@ -120,7 +120,7 @@ def start(script: str, *arguments: object, **more: object) -> subprocess.Popen[b
 def test_a_log_is_copied_byte_for_byte_through_killed_pods(there: RunFolder, here: RunFolder, tmp_path: Path) -> None:
     log = there.stage("pretrain").rank_log(0, 1)
     log.parent.mkdir(parents=True)
-    there.stage("pretrain").node_log(0, 0).write_bytes(b"agent\n")
+    there.stage("pretrain").node_log(0, 0).touch()
     writer = start(WRITER, log, 3)
     mirror, outputs = Mirror(here), [tmp_path / f"pod{n}" for n in range(4)]
     for output in outputs:
@@ -231,6 +231,21 @@ def test_a_quiet_folder_is_not_read(there: RunFolder, monkeypatch: pytest.Monkey
     for _ in range(20):
         teller.poll()
     assert not opened
+
+
+def test_that_a_log_or_a_marker_is_there_is_told(there: RunFolder, here: RunFolder) -> None:
+    stage, out = there.stage("pretrain"), io.BytesIO()
+    teller = Teller(there, TRAIN, 0, out)
+    for path in (stage.node_log(0, 0), stage.checkpoint(5) / "COMPLETE", stage.metrics):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    teller.poll()
+    stage.metrics.write_bytes(b"{}\n" * LATE_BYTES)
+    teller.close()
+    Mirror(here).take(stamped(out.getvalue()), "pod")
+    assert mirrored(here)["stages/pretrain/attempts/0/node0.log"] == b""
+    assert here.stage("pretrain").checkpoint_steps() == [5]
+    assert mirrored(here)["stages/pretrain/metrics.jsonl"] == b"{}\n" * LATE_BYTES
 
 
 def test_telling_never_holds_up_what_it_tells_about(there: RunFolder) -> None:

@@ -37,6 +37,11 @@ class Stream:
             self._changed.notify_all()
             return data, self._ended
 
+    def wait(self, most_s: float) -> None:
+        """Wait for its end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended, most_s)
+
     def close(self) -> None:
         """Want no more; the thread ends when the next piece comes, or its time is up."""
         with self._changed:
@@ -56,3 +61,4 @@ class Stream:
         finally:
             with self._changed:
                 self._ended = True
+                self._changed.notify_all()

@@ -5,12 +5,12 @@ pods/seen.json   up to when each container's log has been read, by the container
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from launcher.backends.kubernetes.bases import CONTAINERS
@@ -18,13 +18,14 @@ from launcher.backends.kubernetes.client import Client, Object
 from launcher.backends.kubernetes.labels import RUN_LABEL
 from launcher.backends.kubernetes.mirror import Mirror
 from launcher.backends.kubernetes.stream import Stream
-from launcher.errors import NotAnswering
+from launcher.errors import BackendError
 from launcher.run_folder import RunFolder, read_json, write_json
 
 READERS = 8
 MOST_STREAMS = 128
 """So many logs are listened to, with a thread and a connection each; more are looked at again and again."""
-_DRAIN_POLL_S = 0.2
+_GONE_S = 2.0
+"""So long one sync waits for the last words of pods that are gone; nodes notice an ended container once a second."""
 PATIENCE_S = 10.0
 """So long one sync waits for the slowest log; what comes later the next one takes in."""
 _LAST_READS = 2
@@ -59,18 +60,21 @@ class _Reading:
 class Syncer:
     """Brings the copy of a run up to date, again and again.
 
+    From the second time on it listens to the logs of running containers in between: what a pod prints just before it
+    is deleted, or its node drops its log, is lost otherwise.
+
     Args:
         client: the run's cluster and namespace.
         folder: the run's folder here.
         apart: whether the pods' folder is another; see ``Mirror``.
-        follow: whether logs are listened to between two calls. What a pod prints just before it is deleted, or its
-            node drops its log, is lost otherwise.
+        listen: whether to do so; else logs are only looked at.
     """
 
-    def __init__(self, client: Client, folder: RunFolder, apart: bool = True, follow: bool = False) -> None:
+    def __init__(self, client: Client, folder: RunFolder, apart: bool = True, listen: bool = True) -> None:
         self._client = client
         self._folder = folder
-        self._follow = follow
+        self._listen = listen
+        self._first = True
         self._mirror = Mirror(folder, apart)
         self._place = folder.root / "pods" / "seen.json"
         self._streams: dict[str, Stream] = {}
@@ -78,83 +82,72 @@ class Syncer:
         self._waiting: deque[_Reading] = deque()
         self._readers = 0
         self._lock = threading.Lock()
-
-    def __enter__(self) -> Syncer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for stream in self._streams.values():
-            stream.close()
-        self._streams.clear()
+        self._one = threading.Lock()
 
     def sync(self, patience_s: float = PATIENCE_S) -> list[str]:
-        """Fetch and keep what is new; return in words which logs cannot be read now.
+        """Fetch and keep what is new; return in words which logs cannot be read.
+
+        What containers that have ended printed is here afterwards, unless the words say otherwise.
 
         Args:
             patience_s: how long to wait for logs that come slowly.
 
         Raises:
             NotAnswering: the server is silent.
-            BackendError: it refuses.
+            BackendError: it refuses to list the pods.
             OSError: the copy cannot be written.
         """
-        seen: dict[str, Any] = read_json(self._place) or {}
-        found = dict(seen)
-        words = list(self._take_streams(found))
+        with self._one:
+            seen: dict[str, Any] = read_json(self._place) or {}
+            found = dict(seen)
+            words = list(self._sync(found, patience_s))
+            if found != seen:
+                with self._mirror.alone():
+                    write_json(self._place, found)
+            self._first = False
+        return words
+
+    def _sync(self, seen: dict[str, Any], patience_s: float) -> Iterator[str]:
         pods = self._client.list("Pod", selector=f"{RUN_LABEL}={self._folder.name}")
         # In the order in which they were made: what several of them told, the first told first.
         pods.sort(key=lambda pod: str(pod["metadata"].get("creationTimestamp")))
+        sources = [source for pod in pods for source in sources_of(pod)]
+        yield from self._take_streams(sources, seen)
         slow, fresh = list(self._readings), list[str]()
-        for source in (source for pod in pods for source in sources_of(pod) if _is_open(source, found)):
-            if source.id not in self._streams and source.id not in self._readings:
-                fresh += self._begin(source, found.get(source.id, {}).get("until"))
+        for source in sources:
+            if _is_open(source, seen) and source.id not in self._streams and source.id not in self._readings:
+                fresh += self._begin(source, seen.get(source.id, {}).get("until"))
         deadline = time.monotonic() + patience_s
-        words += [word for key in slow for word in self._finish(key, 0.0, found)]
-        words += [word for key in fresh for word in self._finish(key, deadline, found)]
-        if found != seen:
-            with self._mirror.alone():
-                write_json(self._place, found)
-        return words
+        for keys, until in ((slow, 0.0), (fresh, deadline)):
+            for key in keys:
+                yield from self._finish(key, until, seen)
 
-    def drain(self, most_s: float) -> bool:
-        """Sync until every container that was listened to has ended, as those of pods that are being deleted do.
-
-        Args:
-            most_s: when to give up; also on a silent server.
-
-        Returns:
-            whether they have.
-        """
-        deadline = time.monotonic() + most_s
-        while True:
-            with contextlib.suppress(NotAnswering):
-                self.sync()
-                if not self._streams and not self._readings:
-                    return True
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(_DRAIN_POLL_S)
-
-    def _take_streams(self, seen: dict[str, Any]) -> Iterator[str]:
+    def _take_streams(self, sources: Sequence[Source], seen: dict[str, Any]) -> Iterator[str]:
         """Take in what was heard; yield what is wrong."""
+        there = {source.id: source for source in sources}
+        deadline = time.monotonic() + _GONE_S
         for key, stream in list(self._streams.items()):
+            if key not in there:  # its pod is gone, and its last words are on their way
+                stream.wait(max(0.0, deadline - time.monotonic()))
             data, ended = stream.take()
-            if self._mirror.lacks(data):
-                seen.pop(key, None)  # the node's clock went back: the next look is at all
-                stream.close()
-                ended = True
+            # The whole log of an ended container is read as well; when the node's clock went back, all of it.
+            lacks, over = self._mirror.lacks(data), key in there and there[key].over
+            if lacks:
+                seen.pop(key, None)
             elif data:
                 until = self._mirror.take(data, stream.pod, over=ended and stream.error is None)
                 seen[key] = {"last_reads": 0, **seen.get(key, {}), **({"until": until} if until else {})}
-            if ended:
+            if ended or lacks or over:
+                stream.close()
                 del self._streams[key]
-                yield from _words(stream.pod, stream.error)
+            if ended and not over and stream.error is not None:
+                yield _words(stream.pod, stream.error)
 
     def _begin(self, source: Source, until: str | None) -> list[str]:
         """Begin to listen to a log that was read before, else to read it; return what is to be waited for."""
         # The node counts seconds, and may give the log of a container that began since we looked for the one before.
         since = f"{until[:19]}Z" if until and not source.previous else None
-        if self._follow and since and not source.over and len(self._streams) < MOST_STREAMS:
+        if self._listen and not self._first and since and not source.over and len(self._streams) < MOST_STREAMS:
             chunks = self._client.follow_log(source.pod, source.container, since)
             self._streams[source.id] = Stream(source.pod, chunks)
             return []
@@ -199,7 +192,8 @@ class Syncer:
             yield f"the log of pod '{pod}' is slow to come"
             return
         del self._readings[key]
-        yield from _words(pod, reading.error)
+        if reading.error is not None:
+            yield _words(pod, reading.error)
         if reading.data:
             until = self._mirror.take(reading.data, pod, reading.source.over)
             before = seen.get(key, {})
@@ -220,12 +214,10 @@ def sources_of(pod: Object) -> Iterator[Source]:
                 yield Source(pod["metadata"]["name"], status["name"], key, which == "lastState", ended is not None)
 
 
-def _words(pod: str, error: Exception | None) -> Iterator[str]:
-    """Say that a log cannot be read at the moment; what will not pass is raised."""
-    if isinstance(error, NotAnswering):
-        yield f"the log of pod '{pod}' cannot be read now: {error.message}"
-    elif error is not None:
+def _words(pod: str, error: Exception) -> str:
+    if not isinstance(error, BackendError):
         raise error
+    return f"the log of pod '{pod}' cannot be read: {error.message}"
 
 
 def _is_open(source: Source, seen: dict[str, Any]) -> bool:
@@ -233,6 +225,13 @@ def _is_open(source: Source, seen: dict[str, Any]) -> bool:
     return bool(seen.get(source.id, {}).get("last_reads", 0) < _LAST_READS)
 
 
+_syncers: dict[tuple[Path, str, str, bool], Syncer] = {}
+
+
 def sync(client: Client, folder: RunFolder, apart: bool = True) -> list[str]:
-    """Bring the copy of a run up to date once; arguments as for ``Syncer``, what it returns and raises as ``sync``."""
-    return Syncer(client, folder, apart).sync()
+    """Bring the copy of a run up to date; who does so again and again in one process listens in between.
+
+    Arguments as for ``Syncer``; what it returns and raises as ``Syncer.sync``.
+    """
+    key = folder.root, client.context, client.namespace, apart
+    return _syncers.setdefault(key, Syncer(client, folder, apart)).sync()

@@ -194,8 +194,9 @@ class _Voice:
             torn: whether to tell a last line that has no end yet.
         """
         size = _size(path)
-        if size is None:
+        if not size:  # what begins under our eyes is told from its start
             self._told.setdefault(path, 0)
+        if size is None:
             return False
         if size == 0 and path not in self._sizes:
             self._say(say_line(Line(self._name(path), 0, b"")))  # a log that is there says that its node began

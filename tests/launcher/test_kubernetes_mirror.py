@@ -220,6 +220,36 @@ def test_a_stand_in_tells_the_end_of_what_was_there_and_all_that_comes(there: Ru
     assert [item.data for item in told if "attempts/0/rank0000" in item.path][-1] == b"torn"
 
 
+def test_the_first_node_tells_the_ends_of_nodes_that_are_no_more(there: RunFolder) -> None:
+    stage = there.stage("pretrain")
+    fill(there, random.Random(6))
+    stage.node_log(0, 2).write_bytes(b"last words\n")
+    stage.rank_log(0, 5).write_bytes(b"torn")
+    write_json(stage.rank_error(0, 4), {"rank": 4})
+    last = [f"stages/pretrain/attempts/0/{name}" for name in ("node2.log", "rank0005.log", "errors/rank0004.json")]
+    assert re.findall(r"^[^@=\n]+(?=@0-? [lt]|=)", tell(there).decode(errors="replace"), re.M) == last
+    assert not any(name in tell(there, number=1).decode(errors="replace") for name in last)
+
+
+def test_ends_are_told_again(there: RunFolder) -> None:
+    fill(there, random.Random(7))
+    out = io.BytesIO()
+    teller = Teller(there, TRAIN, 0, out)
+    teller.close()
+    out.truncate(out.seek(0))
+    teller.tell_again(0, most_bytes=100, nodes=[1])
+    teller.poll()
+    told = [item for line in out.getvalue().split(b"\n")[:-1] if isinstance(item := hear(line + b"\n"), Line)]
+    assert {item.path.rpartition("/")[2] for item in told} == {"node1.log", "rank0002.log", "rank0003.log"}
+    for name, items in itertools.groupby(told, lambda item: item.path):
+        data, first = (there.root / name).read_bytes(), next(items).offset
+        end = data[-100:]
+        assert first == len(data) - 100 + (
+            end.index(b"\n") + 1 if b"\n" in end[:-1] and data[-101:-100] != b"\n" else 0
+        )
+        assert b"".join(item.data for item in told if item.path == name) == data[first:]
+
+
 def test_a_quiet_folder_is_not_read(there: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(there, random.Random(2))
     teller = Teller(there, TRAIN, 0, io.BytesIO())

@@ -31,6 +31,7 @@ LATE_BYTES = 256 * 1024
 """So much is told of the end of what was there before this pod: the last words of a pod that it stands in for."""
 _SELDOM = 4
 """Turns between two looks for files whose names are not known beforehand."""
+_ANY_NODE = 10**9
 _OWNED = re.compile(r"(node|rank)([0-9]+)\.(?:log|json)")
 
 
@@ -54,6 +55,9 @@ class Teller:
         self._again: deque[tuple[int, int, Collection[int] | None]] = deque()
         self._turn = 0
         self._lock = threading.Lock()
+        if step is not None and step.kind == "gang" and self._leads and numbers:
+            # Nobody stands in for the nodes that a smaller gang has no more.
+            self.tell_again(numbers[-1], LATE_BYTES, range(step.nodes, _ANY_NODE))
 
     def poll(self) -> bool:
         """Tell what is new; say whether more is there already.
@@ -205,7 +209,7 @@ class _Voice:
         if size == (start if torn else self._sizes.get(path)):
             return False
         if start is None:
-            start = _line_start(path, size - LATE_BYTES) if late else 0
+            start = _tail_start(path, size, LATE_BYTES) if late else 0
         read, told = self._tell(path, start, size, torn)
         self._told[path] = told
         if read == size:
@@ -215,7 +219,7 @@ class _Voice:
     def tell_end(self, path: Path, most_bytes: int) -> None:
         """Tell the last lines of a file."""
         size = _size(path) or 0
-        start = _line_start(path, size - most_bytes)
+        start = _tail_start(path, size, most_bytes)
         while start < size:
             _, told = self._tell(path, start, size, torn=True)
             if told == start:
@@ -301,15 +305,15 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def _line_start(path: Path, place: int) -> int:
-    """The first start of a line at or after a place, where one is near; 0 for a place before the file."""
-    if place <= 0:
+def _tail_start(path: Path, size: int, most_bytes: int) -> int:
+    """Where the last lines of a file begin; in the midst of the last one where it is longer than that."""
+    place = max(0, size - most_bytes)
+    if place == 0:
         return 0
     try:
-        found = read_at(path, place - 1, LARGEST_READ).find(b"\n")
+        return place + max(0, read_at(path, place - 1, most_bytes).find(b"\n"))
     except OSError:
         return place
-    return place + max(found, 0)
 
 
 def _listed(folder: Path, *patterns: str) -> list[Path]:

@@ -68,13 +68,16 @@ class Mirror:
         return last
 
     def lacks(self, data: bytes) -> bool:
-        """Tell whether a part of a pod's log begins after what is here of a file."""
-        first: dict[str, Line] = {}
+        """Tell whether a part of a pod's log tells what follows something that is not here."""
+        ends: dict[str, int] = {}
         for _, raw in split_log(data, over=False) if self._apart else ():
             told = hear(raw)
             if isinstance(told, Line):
-                first.setdefault(told.path, told)
-        return any(line.offset > _size(self._folder.root / line.path) for line in first.values())
+                end = ends[told.path] if told.path in ends else _size(self._folder.root / told.path)
+                if told.offset > end:
+                    return True
+                ends[told.path] = max(end, told.offset + len(told.data))
+        return False
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
 import json
@@ -276,6 +277,24 @@ def test_that_a_log_or_a_marker_is_there_is_told(there: RunFolder, here: RunFold
     assert mirrored(here)["stages/pretrain/attempts/0/node0.log"] == b""
     assert here.stage("pretrain").checkpoint_steps() == [5]
     assert mirrored(here)["stages/pretrain/metrics.jsonl"] == b"{}\n" * LATE_BYTES
+
+
+def test_a_file_system_that_is_away_is_waited_for(there: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise OSError(errno.ESTALE, "stale file handle")
+
+    stage, out = there.stage("pretrain"), io.BytesIO()
+    with telling(there, TRAIN, 0, out, every_s=0.01):
+        with monkeypatch.context() as patch:
+            for module, name in ((os, "stat"), (os, "listdir"), (os, "scandir"), (os, "open")):
+                patch.setattr(module, name, away)
+            time.sleep(0.2)
+        stage.attempt(0).mkdir(parents=True)
+        stage.node_log(0, 0).write_bytes(b"here again\n")
+        deadline = time.monotonic() + 10
+        while b"here again" not in out.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert out.getvalue().count(b"here again") == 1
 
 
 def test_telling_never_holds_up_what_it_tells_about(there: RunFolder) -> None:

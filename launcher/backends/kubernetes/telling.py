@@ -50,7 +50,7 @@ class Teller:
         self._step = step
         self._number = number
         self._voice = _Voice(run.root, sys.stdout.buffer if out is None else out)
-        numbers = self._stage.attempt_numbers()
+        numbers = self._numbers()
         self._newest = self._before = numbers[-1] if numbers else -1
         self._again: deque[tuple[int, int, Collection[int] | None]] = deque()
         self._turn = 0
@@ -63,7 +63,7 @@ class Teller:
         """Tell what is new; say whether more is there already.
 
         Raises:
-            OSError: nobody can be told.
+            BrokenPipeError: nobody listens.
         """
         with self._lock:
             return self._poll(everything=False)
@@ -84,7 +84,7 @@ class Teller:
         """Tell all that has been written until now, unfinished lines included.
 
         Raises:
-            OSError: nobody can be told.
+            BrokenPipeError: nobody listens.
         """
         with self._lock:
             while self._poll(everything=True):
@@ -114,10 +114,16 @@ class Teller:
 
     def _look_for_attempts(self, thoroughly: bool) -> None:
         # A network file system may list a folder as it was a minute ago; a log of one's own pod it knows at once.
-        while self._stage.node_log(self._newest + 1, self._number).exists():
+        while _size(self._stage.node_log(self._newest + 1, self._number)) is not None:
             self._newest += 1
         if thoroughly:
-            self._newest = max([self._newest, *self._stage.attempt_numbers()])
+            self._newest = max([self._newest, *self._numbers()])
+
+    def _numbers(self) -> list[int]:
+        try:
+            return self._stage.attempt_numbers()
+        except OSError:
+            return []
 
     def _tell_ends(self, attempt: int, most_bytes: int, nodes: Collection[int] | None) -> None:
         folder = self._stage.attempt(attempt)
@@ -283,7 +289,7 @@ def telling(
     teller, over = Teller(run, step, number, out), threading.Event()
 
     def tell() -> None:
-        with contextlib.suppress(OSError):  # nobody listens any more: no reason to end what is told about
+        with contextlib.suppress(BrokenPipeError):  # nobody listens any more: no reason to end what is told about
             while not over.wait(0.0 if teller.poll() else every_s):
                 pass
 
@@ -294,7 +300,7 @@ def telling(
     finally:
         over.set()
         thread.join()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(BrokenPipeError):
             teller.close()
 
 
@@ -317,4 +323,7 @@ def _tail_start(path: Path, size: int, most_bytes: int) -> int:
 
 
 def _listed(folder: Path, *patterns: str) -> list[Path]:
-    return [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+    try:
+        return [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+    except OSError:
+        return []

@@ -78,6 +78,8 @@ class Syncer:
         self._mirror = Mirror(folder, apart)
         self._place = folder.root / "pods" / "seen.json"
         self._streams: dict[str, Stream] = {}
+        self._lacking: set[str] = set()
+        """Logs of which what was heard did not follow what is here: they are read whole."""
         self._readings: dict[str, _Reading] = {}
         self._waiting: deque[_Reading] = deque()
         self._readers = 0
@@ -130,9 +132,10 @@ class Syncer:
             if key not in there:  # its pod is gone, and its last words are on their way
                 stream.wait(max(0.0, deadline - time.monotonic()))
             data, ended = stream.take()
-            # The whole log of an ended container is read as well; when the node's clock went back, all of it.
+            # What follows something that is not here is left to a look at the whole log, as is an ended one's rest.
             lacks, over = self._mirror.lacks(data), key in there and there[key].over
             if lacks:
+                self._lacking.add(key)
                 seen.pop(key, None)
             elif data:
                 until = self._mirror.take(data, stream.pod, over=ended and stream.error is None)
@@ -144,10 +147,12 @@ class Syncer:
                 yield _words(stream.pod, stream.error)
 
     def _begin(self, source: Source, until: str | None) -> list[str]:
-        """Begin to listen to a log that was read before, else to read it; return what is to be waited for."""
+        """Begin to listen to a log, or to read it; return what is to be waited for."""
         # The node counts seconds, and may give the log of a container that began since we looked for the one before.
         since = f"{until[:19]}Z" if until and not source.previous else None
-        if self._listen and not self._first and since and not source.over and len(self._streams) < MOST_STREAMS:
+        lacking = source.id in self._lacking
+        self._lacking.discard(source.id)
+        if self._listen and not (self._first or lacking or source.over) and len(self._streams) < MOST_STREAMS:
             chunks = self._client.follow_log(source.pod, source.container, since)
             self._streams[source.id] = Stream(source.pod, chunks)
             return []

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from launcher import console
-from launcher.backends.base import ENDED, SUCCEEDED
+from launcher.backends.base import ENDED, SUCCEEDED, get_backend
 from launcher.durations import in_words
 from launcher.errors import RequestError
 from launcher.explain import failure_lines, next_commands
@@ -53,6 +53,8 @@ def show_logs(run: Run, choice: LogChoice, stay: bool) -> int:
     except ValueError as error:
         raise RequestError(str(error)) from None
     if not stay:
+        for trouble in get_backend(str(run.record["backend"])).fetch_logs(run):
+            console.say(trouble)
         printed = _print(read(run.folder.root, chosen, colour=console.wants_colour(sys.stdout)))
         if not printed:
             console.say(f"No log lines fit: {explain_nothing(run.folder.root, chosen)}")

@@ -74,6 +74,13 @@ class Backend(Protocol):
     def states(self, runs: Sequence[Run]) -> list[BackendState]:
         """Return the states of runs, in one query whatever their number."""
 
+    def fetch_logs(self, run: Run) -> list[str]:
+        """Bring what the run's processes wrote into its folder here, where they write to another; never raises.
+
+        Returns:
+            in words what could not be brought.
+        """
+
     def cancel(self, run: Run) -> BackendState:
         """End a run and everything that belongs to it; return when it is gone."""
 

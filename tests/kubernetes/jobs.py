@@ -1,9 +1,10 @@
-"""What tests need to run llavajob on the bed: a profile whose pods use this host's Python, and a hand in the cluster."""
+"""What tests need to run llavajob on the bed: a profile whose pods use this host's Python, and hands in the cluster."""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,17 @@ def write_profile(shell: Shell, cluster: Cluster, namespace: str, *folders: Path
     """
     kept = shell.runs.parent / "volume" if apart else shell.runs
     kept.mkdir(exist_ok=True)
-    give(kept)
+    if apart:
+        give(kept)
+    # What the launcher makes on a volume that it sees belongs to whom it runs as.
+    user = USER if apart else os.getuid()
     volumes: list[dict[str, Any]] = [
         {"mount": str(folder), "host_path": str(folder), "read_only": True} for folder in (*host_folders(), *folders)
     ]
     volumes.append({"mount": "/runs" if apart else str(kept), "host_path": str(kept)})
     place = {
         "namespace": namespace, "image": IMAGE, "pull_policy": "Never", "volumes": volumes,
-        "run_as": {"user": USER, "group": USER, "fs_group": None}, **({"runs": "/runs"} if apart else {}), **more,
+        "run_as": {"user": user, "group": user, "fs_group": None}, **({"runs": "/runs"} if apart else {}), **more,
     }  # fmt: skip
     profile = {"backend": "kubernetes", "python": sys.executable, "kubernetes": place}
     (shell.folder / "llavajob.yaml").write_text(yaml.safe_dump({"profiles": {"pods": profile}}))
@@ -69,19 +73,12 @@ def rank_process(run: str, rank: int, program: str = "llava.train") -> psutil.Pr
 
 def events_of(kept: Path, run: str, event: str) -> list[dict[str, Any]]:
     """Events of a kind that a run has written."""
-    import json
-
     path = kept / run / "events.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     return [line for line in lines if line.get("event") == event]
 
 
-def until_true(look: Any, what: str, most_s: float = 90.0) -> Any:
-    """Wait until something is so; return it."""
-    deadline = time.monotonic() + most_s
-    while time.monotonic() < deadline:
-        found = look()
-        if found:
-            return found
-        time.sleep(0.2)
-    raise AssertionError(f"never saw {what}")
+def steps_done(kept: Path, run: str) -> list[int]:
+    """The steps that training did, in order, those that were lost and done again included."""
+    path = kept / run / "metrics.jsonl"
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.is_file() else []

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,11 +92,17 @@ class KubernetesBackend:
             if sent.end is None:
                 answer = answers[tuple(sent.place.values())]
                 if not answer.trouble:
-                    _mirror(run, sent)
+                    _quietly_mirror(run, sent)
                 states.append(_remembered(run.folder, sent, run_state(run.folder, sent, answer)))
             else:
                 states.append(sent.end)
         return states
+
+    def fetch_logs(self, run: Run) -> list[str]:
+        try:
+            return _mirror(run, load_sent(run.folder))
+        except BackendError as error:
+            return [f"{error.message}; what was brought before is shown"]
 
     def cancel(self, run: Run) -> BackendState:
         """Delete the conductor, then the objects; return when every pod has saved and gone."""
@@ -104,7 +111,7 @@ class KubernetesBackend:
         who = f"{getpass.getuser()}@{socket.gethostname()}"
         write_json(run.folder.cancel_request, {"by": who, "time": time.time()})
         sent = load_sent(run.folder)
-        _clear_away(run.folder, Client(sent.place), sent, lambda: _mirror(run, sent))
+        _clear_away(run.folder, Client(sent.place), sent, lambda: _quietly_mirror(run, sent))
         _forget_answers()
         return self.states([run])[0]
 
@@ -221,17 +228,28 @@ def _query(place: tuple[str, ...], runs: Sequence[str]) -> Answer:
     return Answer({(str(o["kind"]), str(o["metadata"]["name"])): o for o in objects}, pods, events)
 
 
-def _mirror(run: Run, sent: Sent) -> None:
-    """Bring in what the pods have told, where the run's own folder is not the one that is seen here."""
+def _mirror(run: Run, sent: Sent) -> list[str]:
+    """Bring in what the pods have told, where the run's own folder is not the one that is seen here.
+
+    Returns:
+        which logs could not be read, in words.
+
+    Raises:
+        NotAnswering: the server is silent.
+        BackendError: it refuses to list the pods.
+    """
     if run.record.get("there", str(run.folder.root)) == str(run.folder.root):
-        return
+        return []
     from launcher.backends.kubernetes.client import Client
     from launcher.backends.kubernetes.sync import sync
 
-    try:
-        sync(Client(sent.place), run.folder)
-    except NotAnswering:
-        return
+    return sync(Client(sent.place), run.folder)
+
+
+def _quietly_mirror(run: Run, sent: Sent) -> None:
+    """Bring in what can be had now; the next look brings the rest."""
+    with suppress(NotAnswering):
+        _mirror(run, sent)
 
 
 def _remembered(folder: RunFolder, sent: Sent, state: BackendState) -> BackendState:

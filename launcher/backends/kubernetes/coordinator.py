@@ -19,6 +19,7 @@ from launcher.backends.kubernetes.wire import Wire
 from launcher.ending import LOST_PEER_GRACE_S, Ending, Verdict, judge, next_attempt, weigh
 from launcher.exits import expect_exits
 from launcher.plan import Step
+from launcher.ports import free_port
 from launcher.progress import durable_progress
 from launcher.run_folder import EXIT_INTERRUPTED, RunFolder, append_line
 from launcher.step_word import Word, read_word, write_word
@@ -113,7 +114,7 @@ class Coordinator:
         expect_exits(self.stage, self.step, self.attempt)
         self._say(word, RUNNING, "")
         self._event("attempt", number=self.attempt, nodes=self.step.nodes)
-        port = _free_port()
+        port = free_port()
         for node in self.nodes.values():
             node.code = None
             # The master's address as this node reaches it: a name may still lead to the pod before this one.
@@ -239,10 +240,3 @@ class _Ender:
 
 def _nodes(numbers: list[str]) -> str:
     return f"node {numbers[0]}" if len(numbers) == 1 else f"nodes {', '.join(numbers)}"
-
-
-def _free_port() -> int:
-    """A port of this pod that nothing uses now."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher.node_environment import node_environment
 from launcher.plan import SHARD, Step
+from launcher.ports import free_port
 from launcher.run_folder import ENV_ATTEMPT_DIR, RunFolder
 
 
@@ -35,16 +35,9 @@ class Site:
     """Copy of the code that is to run."""
 
 
-def free_port() -> int:
-    """Return a TCP port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def start_gang(step: Step, site: Site) -> list[Node]:
     """Start every node of a gang, with a rendezvous that is made for this attempt alone."""
-    port = free_port()
+    port = free_port("127.0.0.1")
     nodes = []
     for number in range(step.nodes):
         rendezvous = {

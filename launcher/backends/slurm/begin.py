@@ -18,6 +18,7 @@ from launcher.backends.slurm.settings import lead_s
 from launcher.ending import Ending, next_attempt, weigh
 from launcher.errors import BackendError
 from launcher.exits import expect_exits
+from launcher.ports import free_port
 from launcher.progress import durable_progress
 from launcher.run_folder import ENV_ATTEMPT
 from launcher.step_word import Word
@@ -99,7 +100,7 @@ def _told(batch: Batch, word: Word) -> dict[str, str]:
             "PET_NNODES": str(batch.step.nodes),
             "PET_NPROC_PER_NODE": str(batch.step.processes_per_node),
             "PET_MASTER_ADDR": _address(),
-            "PET_MASTER_PORT": str(_free_port()),
+            "PET_MASTER_PORT": str(free_port()),
         }
     return told
 
@@ -117,10 +118,3 @@ def _address() -> str:
     except BackendError:
         return socket.gethostname()
     return next((w.partition("=")[2] for w in words if w.startswith("NodeAddr=")), socket.gethostname())
-
-
-def _free_port() -> int:
-    """A port of this node, the gang's first, that no other job uses now."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

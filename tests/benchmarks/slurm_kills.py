@@ -21,24 +21,23 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
-from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from tests.benchmarks.compare import compare_rows, compare_training, eval_recipe
 from tests.benchmarks.kills import processes
 from tests.benchmarks.slurm_place import ENDED, Place, call, in_words, insist, parser, place, wait, wait_state
-from tests.llava.tiny_hf import build_llava, some_rows, write_tsv
 from tests.slurm.bed import NODES, BedError
-from tests.world import PLACE, build_world, losses, metrics, train_recipe, write_recipe
+from tests.world import build_world, train_recipe, write_recipe
 
 TRAINING = ("rank", "agent", "batch", "slurmd")
 MORE_TRAINING = ("task", "node")
 EVALUATION = ("shard", "task", "batch")
 ENDS_THE_JOB = ("batch",)
-STEPS_PER_KILL, ROWS_PER_KILL = 150, 50
+STEPS_PER_KILL = 150
 ASK_S, MOST_S = 0.5, 300.0
 # A slurmd comes back at once; a node stays away for longer than Slurm waits for it (SlurmdTimeout).
 DOWN_S = {"slurmd": 4.0, "node": 45.0}
@@ -319,38 +318,6 @@ def untouched(end: dict[str, Any], begun: float) -> str:
     return f"{end['state']} in {time.monotonic() - begun:.0f} s, attempts {end['attempts']}"
 
 
-def compare_training(whole: Path, hit: Path, steps: int) -> None:
-    """Print what was lost or done twice, and whether the numbers are the same."""
-    counted = Counter(line["step"] for line in metrics(hit))
-    missing = sorted(set(range(1, steps + 1)) - counted.keys())
-    twice = sum(counted.values()) - len(counted)
-    wanted, found = losses(whole), losses(hit)
-    differ = [step for step in found if found[step] != wanted.get(step)]
-    print(f"training: of {steps} updates {twice} done twice")
-    print(f"training: updates without a line in metrics.jsonl: {len(missing)} {missing[:9] or ''}")
-    print(f"training: updates whose loss or gradient norm differs in a bit: {len(differ)} {sorted(differ)[:9] or ''}")
-    print(f"training: weights at the end equal byte for byte: {weights(whole) == weights(hit) != {}}")
-
-
-def weights(run: Path) -> dict[str, str]:
-    """Digests of a trained model's weights."""
-    found = sorted((run / "model").rglob("*.safetensors"))
-    return {str(path.relative_to(run)): sha256(path.read_bytes()).hexdigest() for path in found}
-
-
-def eval_recipe(world: Path, kills: int) -> str:
-    """Write a slow evaluation in two shards, and return the recipe's path."""
-    model = build_llava(world / "llava", world / "language", world / "vision")
-    data = write_tsv(world / "rows.tsv", some_rows(ROWS_PER_KILL * max(kills, 2)))
-    values: dict[str, Any] = {
-        "kind": "eval",
-        "resources": {"nodes": 2},
-        "environment": PLACE,
-        "eval": {"model": str(model), "data": str(data), "template": "vicuna", "batch": 1, "max_new_tokens": 80},
-    }
-    return str(write_recipe(world / "rows.yaml", values))
-
-
 def hit_evaluation(work: Place, world: Path, kills: int, rng: random.Random) -> Witness:
     """Hit the members of an array job and count the rows."""
     recipe, begun = eval_recipe(world, kills), time.monotonic()
@@ -374,22 +341,6 @@ def hit_evaluation(work: Place, world: Path, kills: int, rng: random.Random) -> 
     compare_rows(work.runs / "rows-whole", target.folder)
     target.report("evaluation")
     return witness
-
-
-def compare_rows(whole: Path, hit: Path) -> None:
-    """Print which rows were lost or doubled, and whether the predictions are the same."""
-    wanted, found = rows(whole), rows(hit)
-    names = Counter(name for name, _ in found)
-    lost = len(dict(wanted).keys() - names.keys())
-    doubled = sum(names.values()) - len(names)
-    print(f"evaluation: of {len(wanted)} rows {lost} lost, {doubled} doubled")
-    print(f"evaluation: predictions equal to the untouched run's: {sorted(wanted) == sorted(found)}")
-
-
-def rows(run: Path) -> list[tuple[str, str]]:
-    """Index and prediction of every row that a run reports."""
-    records = map(json.loads, (run / "eval/mmbench/predictions.jsonl").read_text().splitlines())
-    return [(str(record["index"]), str(record["prediction"])) for record in records]
 
 
 def main() -> None:

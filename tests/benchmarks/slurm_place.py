@@ -75,13 +75,13 @@ def parser(doc: str | None, system: bool = True) -> argparse.ArgumentParser:
 def place(system: Path | None = None) -> Iterator[Place]:
     """A cluster and an empty folder, to which the environment leads; a bed is ended and every folder removed."""
     if system is not None:
-        with tempfile.TemporaryDirectory(dir=system) as name, _environment(Path(name)):
+        with tempfile.TemporaryDirectory(dir=system) as name, environment(Path(name)):
             yield Place(Cluster({}), Path(name))
         return
     reason = missing()
     if reason:
         raise SystemExit(reason)
-    with Bed() as bed, tempfile.TemporaryDirectory() as name, _environment(Path(name), **bed.environment):
+    with Bed() as bed, tempfile.TemporaryDirectory() as name, environment(Path(name), **bed.environment):
         try:
             yield Place(bed, Path(name))
         finally:
@@ -91,7 +91,7 @@ def place(system: Path | None = None) -> Iterator[Place]:
 
 
 @contextmanager
-def _environment(folder: Path, **more: str) -> Iterator[None]:
+def environment(folder: Path, **more: str) -> Iterator[None]:
     before, folder_before = dict(os.environ), Path.cwd()
     own = {"LLAVAJOB_RUNS": str(folder / "runs"), "COLUMNS": "200", **more}
     if more:

@@ -154,7 +154,8 @@ def test_cancel_of_what_waits_and_of_what_ignores_signals(
 ) -> None:
     submit(shell, write(), "waits", "--set", "kubernetes.node_selector.gpu=none")
     reason = shell.until(lambda: shell.status("waits")["reason"], "why it waits", PODS_S)
-    assert shell.status("waits")["state"] == "PENDING" and "no node has the labels" in reason, reason
+    assert reason == "no node fits: 1 of 1 has another label (kubernetes.node_selector)"
+    assert shell.status("waits")["state"] == "PENDING"
     shell("cancel", "waits")
     nothing_is_left(shell, cluster, namespace, "waits")
     assert shell.status("waits")["state"] == "CANCELLED"
@@ -204,7 +205,11 @@ def test_an_error_that_would_come_again_is_said_and_not_tried_again(
     done = shell.wait("final", most_s=PODS_S)
     assert (done["state"], done["attempts"]) == ("FAILED", 1)
     assert done["reason"] == "rank 0 on node 0 (here): no pictures" and "Draw some." in shell("status", "final").out
-    submit(shell, write(retries={"without_progress": 1}, STANDIN_FAIL="error", STANDIN_FAIL_NODE="1"), "broken")
+    submit(
+        shell,
+        write(retries={"without_progress": 1}, STANDIN_FAIL="error", STANDIN_FAIL_NODE="1", STANDIN_STEPS=LONG),
+        "broken",
+    )
     assert shell.wait("broken", most_s=PODS_S)["state"] == "FAILED"
     said = shell("status", "broken").out
     assert "first failure: rank 1 on node 1 (here): RuntimeError: boom" in said and "File x" in said
@@ -242,7 +247,7 @@ def test_losses_after_every_kind_of_loss_are_those_of_a_whole_run(
     world = build_world(own_place / "world")
     kept = write_profile(shell, cluster, namespace, shell.folder, world, apart=False)
     values = train_recipe(world, 400, save_every=20)
-    values["resources"] |= {"threads_per_process": 1, "processes_per_node": 2}  # sums depend on who shares them
+    values["resources"]["threads_per_process"] = 1  # sums depend on how many threads share them
     recipe = str(write_recipe(shell.folder / "tiny.yaml", values))
     submit(shell, recipe, "hit")
 
@@ -255,7 +260,7 @@ def test_losses_after_every_kind_of_loss_are_those_of_a_whole_run(
         how = ("--force", "--grace-period=0", f"--namespace={namespace}")
         return lambda: cluster.kubectl("delete", "pod", f"hit-{pod}", *how)
 
-    hit(2, lambda: rank_process("hit", 3).kill())
+    hit(2, lambda: rank_process("hit", 1).kill())
     hit(3, delete("worker-0"))
     hit(4, delete("master-0"))
     hit(5, delete("master-0"))
@@ -264,6 +269,23 @@ def test_losses_after_every_kind_of_loss_are_those_of_a_whole_run(
     assert (done["state"], done["attempts"], whole["state"]) == ("SUCCEEDED", 5, "SUCCEEDED"), done["reason"]
     assert losses(kept / "hit") == losses(shell.runs / "whole")
     assert sorted(losses(kept / "hit")) == list(range(1, 401))
+
+
+def test_several_processes_in_each_pod_train_as_on_one_machine(
+    shell: Shell, cluster: Cluster, namespace: str, own_place: Path
+) -> None:
+    world = build_world(own_place / "world")
+    kept = write_profile(shell, cluster, namespace, shell.folder, world, apart=False)
+    values = train_recipe(world, 6, save_every=6)
+    values["resources"] |= {"threads_per_process": 1, "processes_per_node": 2}
+    recipe = str(write_recipe(shell.folder / "tiny.yaml", values))
+    submit(shell, recipe, "pods")
+    done = shell.wait("pods", most_s=2 * PODS_S)
+    assert (done["state"], done["attempts"]) == ("SUCCEEDED", 1), done["reason"]
+    shell("submit", recipe, "--on", "local", "--name", "here")
+    assert shell.wait("here", most_s=2 * PODS_S)["state"] == "SUCCEEDED"
+    assert losses(kept / "pods") == losses(shell.runs / "here") != {}
+    assert len(list((kept / "pods/attempts/0").glob("rank*.log"))) == 4
 
 
 # A server that is away

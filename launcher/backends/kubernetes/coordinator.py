@@ -115,10 +115,17 @@ class Coordinator:
         self._say(word, RUNNING, "")
         self._event("attempt", number=self.attempt, nodes=self.step.nodes)
         port = free_port()
-        for node in self.nodes.values():
+        for number, node in self.nodes.items():
             node.code = None
-            # The master's address as this node reaches it: a name may still lead to the pod before this one.
-            node.wire.send(begin={"attempt": self.attempt, "address": node.wire.own_address, "port": port})
+            node.wire.send(begin={"attempt": self.attempt, "address": self._address_for(number), "port": port})
+
+    def _address_for(self, number: int) -> str:
+        """The master's address as a node reaches it: a name may still lead to the pod before this one.
+
+        The master's own node reaches it at the loopback, where no other node would find the ranks that meet there.
+        """
+        others = [node for one, node in sorted(self.nodes.items()) if one]
+        return (others[0] if number == 0 and others else self.nodes[number]).wire.own_address
 
     def _say(self, word: Word, state: str, reason: str) -> None:
         word.state, word.reason = state, reason

@@ -14,6 +14,8 @@ from typing import Any
 BEAT_S = 2.0
 SILENCE_S = 30.0
 """A side that has not been heard for so long is lost."""
+_DIAL_S = 3.0
+"""A pod that is gone answers no more: its address, which a name server may hold for a while, is tried no longer."""
 _LONGEST = 1 << 16
 
 
@@ -67,7 +69,10 @@ async def dial(address: str, port: int) -> Wire:
     """Connect to a coordinator.
 
     Raises:
-        OSError: nobody listens there, or the name is not known (yet).
+        OSError: nobody listens or answers there, or the name is not known (yet).
     """
     opening = asyncio.open_connection(address, port, limit=_LONGEST)
-    return Wire(*await asyncio.wait_for(opening, SILENCE_S))
+    try:
+        return Wire(*await asyncio.wait_for(opening, _DIAL_S))
+    except asyncio.TimeoutError:
+        raise OSError(f"{address} does not answer") from None

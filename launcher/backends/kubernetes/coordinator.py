@@ -15,6 +15,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from launcher.backends.base import FAILED, REQUEUED, RUNNING, STARTING, SUCCEEDED
+from launcher.backends.kubernetes.participant import gang_of
+from launcher.backends.kubernetes.whereabouts import tell_address
 from launcher.backends.kubernetes.wire import Wire
 from launcher.ending import LOST_PEER_GRACE_S, Ending, Verdict, judge, next_attempt, weigh
 from launcher.exits import expect_exits
@@ -64,8 +66,9 @@ class Coordinator:
         return self.folder.stage(self.step.stage)
 
     async def start(self) -> None:
-        """Listen for the nodes."""
+        """Listen for the nodes, and say where."""
         self.server = await asyncio.start_server(self._serve, None, self.port)
+        await asyncio.to_thread(tell_address, self.folder, self.step.name)
 
     async def run(self) -> int:
         """Run attempts until the step is done, failed for good, or this pod is to go; return the pod's exit code."""
@@ -154,6 +157,8 @@ class Coordinator:
         number, node = -1, Node(wire)
         async for message in wire.messages():
             if "hello" in message:
+                if message.get("gang") != gang_of(self.folder, self.step):
+                    break
                 number = int(message["hello"])
                 if number in self.nodes:
                     self.nodes[number].gone = True  # that one was lost, and this is its successor

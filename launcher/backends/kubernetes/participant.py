@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.backends.kubernetes.wire import Wire, dial
+from launcher.backends.kubernetes.whereabouts import Whereabouts
+from launcher.backends.kubernetes.wire import Wire
 from launcher.ending import LOST_PEER_GRACE_S
 from launcher.exits import write_exit
 from launcher.node_process import NodePart, shell_code
@@ -26,6 +27,11 @@ _DIAL_AGAIN_S = 0.5
 _NOT_HANDED_ON = frozenset({"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PET_MASTER_ADDR", "PET_MASTER_PORT"})
 
 
+def gang_of(folder: RunFolder, step: Step) -> str:
+    """What tells a gang from another: an address may by now belong to another run's pod."""
+    return f"{folder.root}: {step.name}"
+
+
 @dataclass
 class Participant:
     """One node of a gang."""
@@ -33,8 +39,7 @@ class Participant:
     folder: RunFolder
     step: Step
     number: int
-    coordinator: tuple[str, int]
-    """Name and port that the coordinator is found at."""
+    coordinator: Whereabouts
     code: Path | None = None
     leaving: bool = False
     """The pod was told to end."""
@@ -53,11 +58,11 @@ class Participant:
         """Take part until the run is over or the pod is to go; return the pod's exit code."""
         while not (self.leaving and self.child is None):
             try:
-                wire = self.wire = await dial(*self.coordinator)
+                wire = self.wire = await self.coordinator.dial()
             except OSError:
                 await asyncio.sleep(_DIAL_AGAIN_S)
                 continue
-            wire.send(hello=self.number)
+            wire.send(hello=self.number, gang=gang_of(self.folder, self.step))
             code = await self._take_part(wire)
             wire.close()
             self.wire = None

@@ -18,6 +18,7 @@ from launcher.backends.kubernetes.ending_note import leave_note
 from launcher.backends.kubernetes.participant import Participant
 from launcher.backends.kubernetes.single import Single
 from launcher.backends.kubernetes.telling import Teller, telling
+from launcher.backends.kubernetes.whereabouts import Whereabouts
 from launcher.plan import Plan, Step
 from launcher.plan_text import load_plan
 from launcher.run_folder import RunFolder, write_aside
@@ -63,7 +64,8 @@ async def take_part(plan: Plan, step: Step, number: int, teller: Teller) -> int:
     folder, loop = RunFolder(plan.folder), asyncio.get_running_loop()
     port = int(os.environ.get("MASTER_PORT", "23456"))
     address = "localhost" if number == 0 else os.environ["MASTER_ADDR"]
-    participant = Participant(folder, step, number, (address, port), plan.code)
+    coordinator_at = Whereabouts(folder, step.name, address, port)
+    participant = Participant(folder, step, number, coordinator_at, plan.code)
     coordinator = Coordinator(folder, step, port, _teller(teller)) if number == 0 else None
 
     def leave(name: signal.Signals) -> None:

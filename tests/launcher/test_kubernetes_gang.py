@@ -1,0 +1,101 @@
+"""How the pods of a gang find each other, over real connections: with a name server that hangs, and among strangers."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.backends.kubernetes import whereabouts
+from launcher.backends.kubernetes.coordinator import Coordinator
+from launcher.backends.kubernetes.participant import gang_of
+from launcher.backends.kubernetes.whereabouts import Whereabouts, address_file
+from launcher.plan import Step
+from launcher.ports import free_port
+from launcher.run_folder import RunFolder, write_json
+
+STEP = Step("train", "", "gang", 2, 1, 0, 1, 2, None, ("python",), {}, 3, 30)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path)
+
+
+async def found(place: Whereabouts, most_s: float = 3.0) -> str:
+    """The address that the coordinator is reached at from."""
+    deadline = time.monotonic() + most_s
+    while time.monotonic() < deadline:
+        try:
+            wire = await place.dial()
+        except OSError:
+            await asyncio.sleep(0.02)
+            continue
+        address = wire.own_address
+        wire.close()
+        return address
+    raise AssertionError("the coordinator was not found")
+
+
+def test_a_name_server_that_hangs_holds_up_nobody(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, asked = socket.getaddrinfo, list[str]()
+
+    def hanging(host: Any, *rest: Any, **more: Any) -> Any:
+        if host != "run-master-0":
+            return real(host, *rest, **more)
+        asked.append(host)
+        time.sleep(1.0)
+        raise OSError("Temporary failure in name resolution")
+
+    monkeypatch.setattr(whereabouts.socket, "getaddrinfo", hanging)
+
+    async def find() -> None:
+        coordinator = Coordinator(folder, STEP, free_port())
+        await coordinator.start()
+        # The pod of this name may be reached at an address that its own resolver would not give.
+        write_json(address_file(folder, "train"), {"address": "127.0.0.1"})
+        begun = time.monotonic()
+        assert await found(Whereabouts(folder, "train", "run-master-0", coordinator.port)) == "127.0.0.1"
+        assert time.monotonic() - begun < 0.9, "the look-up was waited for"
+        assert asked == ["run-master-0"]
+
+    asyncio.run(find())
+
+
+def test_the_name_serves_where_the_folder_says_nothing_or_what_was(folder: RunFolder) -> None:
+    async def find() -> None:
+        coordinator = Coordinator(folder, STEP, free_port("127.0.0.1"))
+        await coordinator.start()
+        for left in ({}, {"address": "127.0.0.2"}):
+            write_json(address_file(folder, "train"), left)
+            port = coordinator.port if not left else free_port("127.0.0.1")
+            place = Whereabouts(folder, "train", "localhost", port)
+            if left:
+                with pytest.raises(OSError):
+                    await place.dial()
+            else:
+                assert await found(place) in ("127.0.0.1", "::1")
+
+    asyncio.run(find())
+
+
+def test_a_node_of_another_gang_is_sent_away(folder: RunFolder, tmp_path: Path) -> None:
+    """A pod's address may belong to another run's pod the next moment."""
+
+    async def meet() -> None:
+        coordinator = Coordinator(folder, STEP, free_port())
+        await coordinator.start()
+        place = Whereabouts(folder, "train", "localhost", coordinator.port)
+        write_json(address_file(folder, "train"), {"address": "127.0.0.1"})
+        stranger, own = await place.dial(), await place.dial()
+        stranger.send(hello=1, gang=gang_of(RunFolder(tmp_path / "another"), STEP))
+        own.send(hello=0, gang=gang_of(folder, STEP))
+        assert [message async for message in stranger.messages()] == [], "the connection was closed"
+        assert sorted(coordinator.nodes) == [0]
+        own.close()
+
+    asyncio.run(asyncio.wait_for(meet(), 10))

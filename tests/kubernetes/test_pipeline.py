@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -108,5 +109,8 @@ def test_each_right_that_the_conductor_lacks_is_named(
     submit(shell, write(), "poor")
     failed = shell.wait("poor", most_s=2 * PODS_S)
     assert failed["state"] == "FAILED", failed
-    assert f"{verb} {'PyTorchJob' if resource == 'pytorchjobs' else 'Job'}" in failed["reason"], failed["reason"]
-    assert "llavajob" in failed["reason"] and namespace in failed["reason"], failed["reason"]
+    group = {"pytorchjobs": "kubeflow.org", "jobs": "batch"}[resource]
+    who = f"system:serviceaccount:{namespace}:llavajob"
+    words = f"{who} has no right to {verb} {resource}.{group} in namespace '{namespace}'"
+    assert failed["reason"].endswith(words), failed["reason"]
+    assert not re.match(r"(\w+): \1: ", failed["reason"]), failed["reason"]

@@ -57,8 +57,7 @@ def run_state(run: RunFolder, sent: Sent, answer: Answer) -> BackendState:
     conductor = _conductor(run, sent, answer)
     seen: list[tuple[StepState, str]] = []
     for part in sent.parts:
-        before = all(state.state == SUCCEEDED for state, _ in seen)
-        one = _step(run, sent, part, answer, conductor, before)
+        one = _step(run, sent, part, answer, conductor, [state.state for state, _ in seen])
         seen.append((as_step(part.step, one), one.reason))
     names = [sent.conductor] if sent.conductor else [part.name for part in sent.parts if part.kind]
     return whole_run(run, seen, names)
@@ -77,12 +76,14 @@ def _conductor(run: RunFolder, sent: Sent, answer: Answer) -> Seen | None:
     return Seen(state, why_pending(pods, answer.events, obj) if state in (PENDING, STARTING) else reason)
 
 
-def _step(run: RunFolder, sent: Sent, part: Part, answer: Answer, conductor: Seen | None, next_one: bool) -> Seen:
+def _step(
+    run: RunFolder, sent: Sent, part: Part, answer: Answer, conductor: Seen | None, before: Sequence[str]
+) -> Seen:
     """One step.
 
     Args:
         conductor: who starts it; None: it was sent as it is.
-        next_one: whether all steps before it are done.
+        before: the states of the steps before it.
     """
     if not part.kind:
         return Seen(part.step.state, "", part.step.attempt, part.step.started, part.step.ended)
@@ -100,7 +101,8 @@ def _step(run: RunFolder, sent: Sent, part: Part, answer: Answer, conductor: See
         return replace(said, state=FAILED, reason=f"{part.kind} {part.name} was deleted by somebody else")
     if conductor is None:
         return replace(_absent(sent, part.kind, part.name), attempt=part.step.attempt)
-    return replace(_not_started(conductor, next_one), attempt=part.step.attempt)
+    waits = _not_started(conductor, before)
+    return replace(waits, reason=waits.reason.removeprefix(f"{part.step.name}: "), attempt=part.step.attempt)
 
 
 def _last_word(run: RunFolder, part: Part) -> Word:
@@ -123,10 +125,14 @@ def _absent(sent: Sent, kind: str, name: str) -> Seen:
     return Seen(FAILED, f"{kind} {name} was deleted by somebody else")
 
 
-def _not_started(conductor: Seen, next_one: bool) -> Seen:
+def _not_started(conductor: Seen, before: Sequence[str]) -> Seen:
     """A step without an object yet."""
+    next_one = all(state == SUCCEEDED for state in before)
+    # The conductor needs a moment to notice; then it starts nothing more.
+    if {FAILED, CANCELLED} & {*before} or (conductor.state == FAILED and not next_one):
+        return Seen(CANCELLED, "a step before it failed")
     if conductor.state == FAILED:
-        return Seen(FAILED if next_one else CANCELLED, conductor.reason if next_one else "a step before it failed")
+        return Seen(FAILED, conductor.reason)
     if not next_one:
         return Seen(PENDING, "waits for the step before it")
     return Seen(PENDING, conductor.reason or "its conductor is about to create it")

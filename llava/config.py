@@ -63,6 +63,8 @@ class PartConfig(Section):
     """The adapters' shape, read when tuning is lora."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate of this part; null: train.learning_rate."""
+    allow_pickle: bool = False
+    """Read .bin weights where the folder has no safetensors; they may hold tensors only, other content is refused."""
 
     @model_validator(mode="after")
     def _quantised_weights_cannot_train(self) -> PartConfig:

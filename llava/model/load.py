@@ -176,7 +176,7 @@ def versions() -> dict[str, str]:
 def _vision(config: VisionConfig, path: str, dtype: torch.dtype, device: str, seed: int) -> tuple[VisionTower, Any]:
     processor = load_processor(path)
     quantization = nf4(dtype) if config.quantize == "nf4" else None
-    clip = load_vision(config, path, _held_in(config, dtype), quantization, device)
+    clip = load_vision(config, path, _held_in(config, dtype), quantization, device, config.allow_pickle)
     _check_side(processor, clip.config.image_size, path)
     tower = VisionTower(clip, config.layer, list(processor.image_mean), list(processor.image_std))
     if quantization is not None:
@@ -189,7 +189,7 @@ def _vision(config: VisionConfig, path: str, dtype: torch.dtype, device: str, se
 
 def _language(config: PartConfig, path: str, dtype: torch.dtype, device: str, seed: int) -> Any:
     quantization = nf4(dtype) if config.quantize == "nf4" else None
-    language = load_language(path, _held_in(config, dtype), quantization, device)
+    language = load_language(path, _held_in(config, dtype), quantization, device, config.allow_pickle)
     if quantization is not None:
         check_nf4(language, language.get_output_embeddings(), path)
     _tune(language, config, seed + 1, None)
@@ -287,6 +287,7 @@ def _part(config: PartConfig) -> dict[str, Any]:
         "tuning": config.tuning,
         "quantize": config.quantize,
         "lora": LoraConfig.model_dump(config.lora) if config.tuning == "lora" else None,
+        "allow_pickle": config.allow_pickle,
     }
 
 

@@ -83,11 +83,14 @@ class VisionTower(nn.Module):
             self.clip.encoder.layers = used
 
 
-def load_vision(config: VisionConfig, path: str, dtype: torch.dtype, quantization: Any, device: str) -> Any:
+def load_vision(
+    config: VisionConfig, path: str, dtype: torch.dtype, quantization: Any, device: str, allow_pickle: bool = False
+) -> Any:
     """A ``CLIPVisionModel`` with its weights, and its image processor.
 
     Args:
         path: folder with the weights; the base, or a trained run's own tower.
+        allow_pickle: read ``.bin`` files where there is no safetensors file.
 
     Raises:
         ConfigError: no such folder or no CLIP model in it.
@@ -97,7 +100,9 @@ def load_vision(config: VisionConfig, path: str, dtype: torch.dtype, quantizatio
 
     # A folder of the whole CLIP holds the text half too.
     others = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
-    return load_pretrained(CLIPVisionModel, path, dtype, quantization, device, "model.vision.path", others)
+    return load_pretrained(
+        CLIPVisionModel, path, dtype, quantization, device, "model.vision.path", others, allow_pickle
+    )
 
 
 def load_processor(path: str) -> Any:

@@ -1,0 +1,184 @@
+"""Tiny models of every kind in the zoo, in the layouts that their makers publish: random weights, written here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+
+INTERNLM2: dict[str, Any] = {
+    "architectures": ["InternLM2ForCausalLM"],
+    "auto_map": {"AutoModelForCausalLM": "modeling_internlm2.InternLM2ForCausalLM"},
+    "model_type": "internlm2",
+    "vocab_size": 400,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "hidden_act": "silu",
+    "max_position_embeddings": 64,
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-5,
+    "bias": False,
+    "rope_theta": 1000000,
+    "rope_scaling": {"type": "dynamic", "factor": 2.0},
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+    "torch_dtype": "float32",
+}
+INTERNLM: dict[str, Any] = {
+    **{key: value for key, value in INTERNLM2.items() if key not in ("num_key_value_heads", "rope_theta")},
+    "architectures": ["InternLMForCausalLM"],
+    "auto_map": {"AutoModelForCausalLM": "modeling_internlm.InternLMForCausalLM"},
+    "model_type": "internlm",
+    "rms_norm_eps": 1e-6,
+    "bias": True,
+    "rotary": {"type": "dynamic", "base": 10000},
+}
+del INTERNLM["rope_scaling"]
+
+
+def internlm2_state(config: dict[str, Any], seed: int = 3) -> dict[str, Tensor]:
+    """Random weights under InternLM2's names."""
+    hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
+    head = hidden // config["num_attention_heads"]
+    fused = (config["num_attention_heads"] + 2 * config["num_key_value_heads"]) * head
+    shapes: dict[str, tuple[int, ...]] = {"model.tok_embeddings.weight": (config["vocab_size"], hidden)}
+    for n in range(layers):
+        at = f"model.layers.{n}."
+        shapes |= {f"{at}attention.wqkv.weight": (fused, hidden), f"{at}attention.wo.weight": (hidden, hidden)}
+        if config["bias"]:
+            shapes |= {f"{at}attention.wqkv.bias": (fused,), f"{at}attention.wo.bias": (hidden,)}
+        shapes |= {f"{at}feed_forward.{w}.weight": (inner, hidden) for w in ("w1", "w3")}
+        shapes[f"{at}feed_forward.w2.weight"] = (hidden, inner)
+        shapes |= {f"{at}{norm}.weight": (hidden,) for norm in ("attention_norm", "ffn_norm")}
+    shapes |= {"model.norm.weight": (hidden,), "output.weight": (config["vocab_size"], hidden)}
+    return random_state(shapes, seed)
+
+
+def internlm_state(config: dict[str, Any], seed: int = 4) -> dict[str, Tensor]:
+    """Random weights under InternLM 1's names, with the buffer that its folders carry."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], hidden)}
+    for n in range(config["num_hidden_layers"]):
+        at = f"model.layers.{n}."
+        for p in "qkvo":
+            shapes |= {f"{at}self_attn.{p}_proj.weight": (hidden, hidden), f"{at}self_attn.{p}_proj.bias": (hidden,)}
+        shapes |= {f"{at}mlp.{w}_proj.weight": (inner, hidden) for w in ("gate", "up")}
+        shapes[f"{at}mlp.down_proj.weight"] = (hidden, inner)
+        shapes |= {f"{at}{norm}.weight": (hidden,) for norm in ("input_layernorm", "post_attention_layernorm")}
+        shapes[f"{at}self_attn.rotary_emb.inv_freq"] = (hidden // config["num_attention_heads"] // 2,)
+    shapes |= {"model.norm.weight": (hidden,), "lm_head.weight": (config["vocab_size"], hidden)}
+    return random_state(shapes, seed)
+
+
+def random_state(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
+    """Weights large enough that every one of them shows in the logits."""
+    generator = torch.Generator().manual_seed(seed)
+    scale = {1: 0.3, 2: 0.15}
+    return {
+        name: torch.randn(shape, generator=generator) * scale[len(shape)] + ("norm" in name)
+        for name, shape in shapes.items()
+    }
+
+
+def write_folder(folder: Path, config: dict[str, Any], state: dict[str, Tensor], files: int = 1) -> Path:
+    """A Hugging Face folder of one safetensors file, or of several with their index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    if files == 1:
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+    places = {name: f"model-{n % files + 1:05d}-of-{files:05d}.safetensors" for n, name in enumerate(state)}
+    for file in set(places.values()):
+        save_file({n: t for n, t in state.items() if places[n] == file}, folder / file, metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return folder
+
+
+def internlm2_logits(config: dict[str, Any], state: dict[str, Tensor], ids: Tensor) -> Tensor:
+    """InternLM2's forward pass from its definition, one head at a time: (T,) to (T, V)."""
+    heads, shared = config["num_attention_heads"], config["num_key_value_heads"]
+    width, per_group = config["hidden_size"] // heads, heads // shared
+    rotation = rotations(config, len(ids), config["rope_theta"], config["rope_scaling"], width)
+    x = state["model.tok_embeddings.weight"][ids]
+    for n in range(config["num_hidden_layers"]):
+        layer = {name.split(".", 3)[3]: t for name, t in state.items() if name.startswith(f"model.layers.{n}.")}
+        y = rms(x, layer["attention_norm.weight"], config)
+        fused = functional.linear(y, layer["attention.wqkv.weight"], layer.get("attention.wqkv.bias"))
+        seen = []
+        for group in range(shared):  # [q, q, ..., k, v] of one key head after the other
+            start = group * (per_group + 2) * width
+            pieces = [fused[:, start + i * width : start + (i + 1) * width] for i in range(per_group + 2)]
+            *queries, key, value = pieces
+            seen += [attend(q, key, value, rotation) for q in queries]
+        x = x + functional.linear(torch.cat(seen, -1), layer["attention.wo.weight"], layer.get("attention.wo.bias"))
+        x = x + swiglu(rms(x, layer["ffn_norm.weight"], config), *(layer[f"feed_forward.{w}.weight"] for w in W123))
+    return rms(x, state["model.norm.weight"], config) @ state["output.weight"].T
+
+
+W123 = ("w1", "w3", "w2")
+
+
+def internlm_logits(config: dict[str, Any], state: dict[str, Tensor], ids: Tensor) -> Tensor:
+    """InternLM 1's forward pass from its definition: (T,) to (T, V)."""
+    heads, width = config["num_attention_heads"], config["hidden_size"] // config["num_attention_heads"]
+    scaling = {"type": config["rotary"]["type"], "factor": config["rotary"].get("scaling_factor", 1.0)}
+    rotation = rotations(config, len(ids), config["rotary"]["base"], scaling, width)
+    x = state["model.embed_tokens.weight"][ids]
+    for n in range(config["num_hidden_layers"]):
+        layer = {name.split(".", 3)[3]: t for name, t in state.items() if name.startswith(f"model.layers.{n}.")}
+
+        def project(values: Tensor, name: str, layer: dict[str, Tensor] = layer) -> Tensor:
+            return functional.linear(values, layer[f"self_attn.{name}.weight"], layer[f"self_attn.{name}.bias"])
+
+        y = rms(x, layer["input_layernorm.weight"], config)
+        q, k, v = (project(y, f"{p}_proj").split(width, -1) for p in "qkv")
+        x = x + project(torch.cat([attend(q[h], k[h], v[h], rotation) for h in range(heads)], -1), "o_proj")
+        gate, up, down = (layer[f"mlp.{w}_proj.weight"] for w in ("gate", "up", "down"))
+        x = x + swiglu(rms(x, layer["post_attention_layernorm.weight"], config), gate, up, down)
+    return rms(x, state["model.norm.weight"], config) @ state["lm_head.weight"].T
+
+
+def rms(x: Tensor, weight: Tensor, config: dict[str, Any]) -> Tensor:
+    return x / torch.sqrt((x * x).mean(-1, keepdim=True) + config["rms_norm_eps"]) * weight
+
+
+def swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    return (functional.silu(x @ gate.T) * (x @ up.T)) @ down.T
+
+
+def rotations(
+    config: dict[str, Any], length: int, base: float, scaling: dict[str, Any] | None, width: int
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (T, width / 2); dynamic NTK raises the base past the trained length."""
+    longest, steps = config["max_position_embeddings"], torch.arange(length, dtype=torch.float32)
+    if scaling is not None and scaling["type"] == "dynamic" and length > longest:
+        factor = scaling["factor"]
+        base = base * (factor * length / longest - (factor - 1)) ** (width / (width - 2))
+    if scaling is not None and scaling["type"] == "linear":
+        steps = steps / scaling["factor"]
+    angles = steps[:, None] * base ** -(torch.arange(0, width, 2, dtype=torch.float32) / width)
+    return angles.cos(), angles.sin()
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """One causal head, (T, width) each, positions turned in pairs (i, i + width / 2)."""
+    query, key = turn(query, rotation), turn(key, rotation)
+    scores = query @ key.T / query.shape[-1] ** 0.5
+    future = torch.ones_like(scores).triu(1).bool()
+    return scores.masked_fill(future, -torch.inf).softmax(-1) @ value
+
+
+def turn(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    cos, sin = rotation
+    left, right = x.chunk(2, -1)
+    return torch.cat([left * cos - right * sin, right * cos + left * sin], -1)

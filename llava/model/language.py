@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from llava.errors import ConfigError, WeightsError
-from llava.model import internlm
+from llava.model import internlm, sentencepiece
 from llava.model.shards import Stored, stored
-from llava.model.weights import check_folder, load_pretrained, load_tensors, local_folder, read_config
+from llava.model.weights import load_pretrained, load_tensors, local_folder, read_config
 
 KEY = "model.language.path"
 
@@ -53,21 +53,29 @@ def llama_tensors(path: str, allow_pickle: bool = False) -> dict[str, Stored]:
         WeightsError: a file is torn or does not fit the config.
     """
     values = read_config(path, KEY)
-    tensors = stored(local_folder(path, KEY, allow_pickle), allow_pickle=allow_pickle)
+    wanted = ["*.json", "*.safetensors", *(["*.bin"] if allow_pickle else [])]
+    tensors = stored(local_folder(path, KEY, *wanted), allow_pickle=allow_pickle)
     return internlm.llama_tensors(tensors, values) if internlm.is_internlm(values) else tensors
 
 
 def load_tokenizer(path: str) -> Any:
-    """The folder's tokenizer.
+    """The folder's tokenizer, with the ids that the model was trained on.
+
+    ``tokenizer.json`` is taken as it is: transformers 5 builds Llama's and others' anew by its own rules, which splits
+    some texts differently (a leading space, text after a special token).
 
     Raises:
         ConfigError: there is none.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    check_folder(path, KEY)
+    folder = local_folder(path, KEY, "*.json", "*.model", "*.txt")
     try:
-        return AutoTokenizer.from_pretrained(path)
+        if (folder / "tokenizer.json").is_file():
+            return PreTrainedTokenizerFast.from_pretrained(folder)
+        if (folder / sentencepiece.FILE).is_file():
+            return sentencepiece.load_sentencepiece(folder)
+        return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ConfigError(f"no tokenizer in {path}: {error}") from None
 

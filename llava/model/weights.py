@@ -110,8 +110,11 @@ def read_config(path: str, key: str) -> dict[str, Any]:
     return values
 
 
-def local_folder(path: str, key: str, allow_pickle: bool = False) -> Path:
+def local_folder(path: str, key: str, *patterns: str) -> Path:
     """The folder itself, or where the hub's cache keeps the one of that name.
+
+    Args:
+        patterns: the files that are needed of it ("*.json").
 
     Raises:
         ConfigError: it is not there and cannot be fetched.
@@ -121,9 +124,8 @@ def local_folder(path: str, key: str, allow_pickle: bool = False) -> Path:
         return Path(path)
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.model", "*.safetensors", *(["*.bin"] if allow_pickle else [])]
     try:
-        return Path(snapshot_download(path, allow_patterns=wanted))
+        return Path(snapshot_download(path, allow_patterns=list(patterns)))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{key}: cannot fetch {path}: {error}") from None
 

@@ -182,3 +182,65 @@ def turn(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = rotation
     left, right = x.chunk(2, -1)
     return torch.cat([left * cos - right * sin, right * cos + left * sin], -1)
+
+
+CHAT_TOKENS = ["<|plugin|>", "<|interpreter|>", "<|action_end|>", "<|action_start|>", "<|im_end|>", "<|im_start|>"]
+"""InternLM2's, in the order of their ids at the end of the vocabulary."""
+
+
+def build_sentencepiece(
+    folder: Path,
+    settings: dict[str, Any],
+    wholes: list[str] | None = None,
+    replaced: list[str] | None = None,
+    **changes: Any,
+) -> Path:
+    """``tokenizer.model``, trained here as Llama's was, and ``tokenizer_config.json``.
+
+    Args:
+        wholes: symbols that the model never cuts (InternLM's <eoh>).
+        replaced: tokens that stand in place of the model's last pieces (InternLM2's <|im_start|>).
+    """
+    import io
+
+    import sentencepiece
+
+    from tests.llava.conftest import CORPUS
+
+    unused = [f"[UNUSED_TOKEN_{n}]" for n in range(len(replaced or []))]
+    written = io.BytesIO()
+    values: dict[str, Any] = {
+        "model_type": "bpe",
+        "vocab_size": 360 + len(wholes or []) + len(unused),
+        "byte_fallback": True,
+        "character_coverage": 1.0,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "minloglevel": 2,
+        "hard_vocab_limit": False,
+        "user_defined_symbols": [*(wholes or []), *unused],
+        **changes,
+    }
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(CORPUS), model_writer=written, **values)
+    folder.mkdir(parents=True, exist_ok=True)
+    model = written.getvalue()
+    if replaced:
+        model, numbers = _move_to_the_end(model, unused)
+        decoder = {str(n): {"content": name, "special": True} for n, name in zip(numbers, replaced, strict=True)}
+        settings = {**settings, "added_tokens_decoder": decoder}
+    (folder / "tokenizer.model").write_bytes(model)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def _move_to_the_end(model: bytes, names: list[str]) -> tuple[bytes, range]:
+    """The trainer puts its user's symbols in front; InternLM2 has them last, as ordinary pieces of low score."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    kept = [piece for piece in proto.pieces if piece.piece not in names]
+    del proto.pieces[:]
+    proto.pieces.extend(kept)
+    for name in names:
+        proto.pieces.add(piece=name, score=-1e6, type=1)
+    return proto.SerializeToString(), range(len(kept), len(kept) + len(names))

@@ -77,7 +77,7 @@ class VisionConfig(PartConfig):
     """The vision tower."""
 
     layer: int = -2
-    """Which hidden state is used, without its CLS token (LLaVA: the second to last)."""
+    """Which hidden state is used, without CLIP's CLS token (LLaVA: the second to last)."""
 
 
 class ProjectorConfig(Section):
@@ -112,7 +112,8 @@ class DataConfig(Section):
     images: str
     """Folder that the records' ``image`` paths start from."""
     square: Literal["crop", "pad"] = "pad"
-    """crop: resize the short side and cut the centre; pad: to a square with the mean colour, then resize."""
+    """crop: as the tower's image processor does by itself (CLIP: resize the short side and cut the centre; SigLIP:
+    resize both sides); pad: to a square with the mean colour, then resize."""
     max_length: Positive = 1472
     """Longest text in tokens, each picture counted as one; the rest is cut off on the right."""
     max_bad_images: Count = 0

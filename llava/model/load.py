@@ -30,7 +30,7 @@ from llava.model.adapters import add_lora, load_adapter, save_adapter
 from llava.model.join import LlavaModel
 from llava.model.language import check_nf4, load_language, load_tokenizer, nf4
 from llava.model.projector import Projector, load_projector, save_projector
-from llava.model.vision import VisionTower, load_processor, load_vision
+from llava.model.vision import VisionTower, load_processor, load_vision, output_size
 
 MANIFEST = "llava.json"
 FORMAT = 1
@@ -182,7 +182,7 @@ def _vision(config: VisionConfig, path: str, dtype: torch.dtype, device: str, se
     if quantization is not None:
         check_nf4(clip, None, path)
     _tune(clip, config, seed, len(clip.encoder.layers))
-    if config.tuning == "full":  # it serves the pooled CLS token alone, so it would never get a gradient
+    if config.tuning == "full":  # it comes after the layers that are used, so it would never get a gradient
         clip.post_layernorm.requires_grad_(False)
     return tower, processor
 
@@ -209,12 +209,10 @@ def _held_in(config: PartConfig, dtype: torch.dtype) -> torch.dtype:
 
 
 def _check_side(processor: Any, side: int, path: str) -> None:
-    size, crop = dict(processor.size), dict(processor.crop_size)
-    short = size.get("shortest_edge", size.get("height"))
-    if (short, crop["height"], crop["width"]) != (side, side, side):
+    if output_size(processor) != (side, side):
         raise ConfigError(
-            f"the image processor in {path} makes pictures of {crop['height']} x {crop['width']} from a short side of "
-            f"{short}, but the tower takes {side} x {side}"
+            f"the image processor in {path} does not make pictures of {side} x {side}, which the tower takes: "
+            f"size {dict(processor.size)}, crop_size {dict(getattr(processor, 'crop_size', None) or {})}"
         )
 
 

@@ -24,7 +24,15 @@ CHOICES = [*"abc xyz,.!?'é你好😀\t\n", "  ", "<s>", "</s>", "What ", "colou
 def some_texts(count: int = 600) -> list[str]:
     rng = random.Random(0)
     texts = ["".join(rng.choices(CHOICES, k=rng.randint(1, 12))) for _ in range(count)]
-    return [*texts, "", " ", "  a", "<0x41>", "USER: <eoh>\n<|Bot|>:", "<|im_start|>user\nWhat colour is it?<|im_end|>\n"]
+    return [
+        *texts,
+        "",
+        " ",
+        "  a",
+        "<0x41>",
+        "USER: <eoh>\n<|Bot|>:",
+        "<|im_start|>user\nWhat colour is it?<|im_end|>\n",
+    ]
 
 
 def slow(folder: Path, added: dict[str, int]) -> Callable[[str], list[int]]:
@@ -58,7 +66,9 @@ def test_llama_and_vicuna(tmp_path: Path) -> None:
 
 
 def test_internlm_has_its_marks_in_the_model(tmp_path: Path) -> None:
-    build_sentencepiece(tmp_path, {"tokenizer_class": "InternLMTokenizer", "pad_token": "</s>"}, wholes=["<eoh>", "<eoa>"])
+    build_sentencepiece(
+        tmp_path, {"tokenizer_class": "InternLMTokenizer", "pad_token": "</s>"}, wholes=["<eoh>", "<eoa>"]
+    )
     tokenizer = check(tmp_path, {})
     ids = tokenizer.encode("What<eoh>colour", add_special_tokens=False)
     assert tokenizer.convert_ids_to_tokens(ids).count("<eoh>") == 1
@@ -124,7 +134,11 @@ def test_tokenizer_json_is_taken_as_it_is(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(tmp_path))
     for text in ["ab", " ab", "  ab", "a</s>ab", "a</s> ab", "cab d"]:
         assert tokenizer.encode(text, add_special_tokens=False) == backend.encode(text).ids, repr(text)
-    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("a</s>ab", add_special_tokens=False)) == ["▁a", "</s>", "▁ab"]
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("a</s>ab", add_special_tokens=False)) == [
+        "▁a",
+        "</s>",
+        "▁ab",
+    ]
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
 
 

@@ -244,3 +244,21 @@ def _move_to_the_end(model: bytes, names: list[str]) -> tuple[bytes, range]:
     for name in names:
         proto.pieces.add(piece=name, score=-1e6, type=1)
     return proto.SerializeToString(), range(len(kept), len(kept) + len(names))
+
+
+def build_siglip(folder: Path, whole: bool = True, side: int = 32, patch: int = 8) -> Path:
+    """A SigLIP of three layers, 64 wide, with its text half as on the hub, or the tower alone."""
+    from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel
+
+    torch.manual_seed(7)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
+    text = {**shape, "vocab_size": 50, "num_hidden_layers": 1, "projection_size": 64}
+    model = SiglipModel(
+        SiglipConfig(text_config=text, vision_config={**shape, "image_size": side, "patch_size": patch})
+    )
+    for parameter in model.vision_model.post_layernorm.parameters():
+        torch.nn.init.normal_(parameter)  # so that it shows where it is applied
+    (model if whole else model.vision_model).save_pretrained(folder)
+    # SigLIP2's resampling; SigLIP's is bicubic.
+    SiglipImageProcessorPil(size={"height": side, "width": side}, resample=2).save_pretrained(folder)
+    return folder

@@ -40,7 +40,7 @@ class Section(BaseModel):
 
 
 class LoraConfig(Section):
-    """Low-rank adapters (Hu et al., arXiv 2106.09685) on every linear layer of a part except the language head."""
+    """Low-rank adapters (Hu et al., arXiv 2106.09685) on every linear layer of a part."""
 
     rank: Positive = 64
     """Rank of the two factors."""
@@ -48,6 +48,8 @@ class LoraConfig(Section):
     """Scale: the update is multiplied by alpha / rank."""
     dropout: Fraction = 0.05
     """Dropout before the first factor."""
+    head: bool = False
+    """Adapters on the language head too, as XTuner's InternLM2 recipes have them."""
 
 
 class PartConfig(Section):

@@ -17,10 +17,10 @@ INTERNLM2: dict[str, Any] = {
     "model_type": "internlm2",
     "vocab_size": 400,
     "hidden_size": 64,
-    "intermediate_size": 96,
+    "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 8,
-    "num_key_value_heads": 2,
+    "num_key_value_heads": 4,
     "hidden_act": "silu",
     "max_position_embeddings": 64,
     "initializer_range": 0.02,
@@ -262,3 +262,50 @@ def build_siglip(folder: Path, whole: bool = True, side: int = 32, patch: int = 
     # SigLIP2's resampling; SigLIP's is bicubic.
     SiglipImageProcessorPil(size={"height": side, "width": side}, resample=2).save_pretrained(folder)
     return folder
+
+
+def build_kind(folder: Path, kind: str) -> Path:
+    """A tiny language model of one kind of the zoo, with a tokenizer: two layers, 64 wide, 400 tokens."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from tests.llava.conftest import build_tokenizer
+
+    if kind == "internlm2":
+        build_sentencepiece(folder, {"pad_token": "</s>"}, replaced=CHAT_TOKENS)
+        return write_folder(folder, INTERNLM2, internlm2_state(INTERNLM2))
+    if kind == "internlm":
+        build_sentencepiece(folder, {"pad_token": "</s>"}, wholes=["<eoh>", "<eoa>"])
+        return write_folder(folder, INTERNLM, internlm_state(INTERNLM))
+    build_tokenizer(folder)
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**KINDS[kind]))
+    model.save_pretrained(folder)
+    return folder
+
+
+_SHAPE: dict[str, Any] = {
+    "vocab_size": 400,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.1,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 3,
+}
+_LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0}
+KINDS: dict[str, dict[str, Any]] = {
+    "vicuna": {**_SHAPE, "model_type": "llama", "num_key_value_heads": 4},
+    "llama3": {
+        **_SHAPE,
+        "model_type": "llama",
+        "rope_parameters": {**_LLAMA3, "high_freq_factor": 4.0, "original_max_position_embeddings": 256},
+    },
+    "phi3": {**_SHAPE, "model_type": "phi3", "num_key_value_heads": 4, "sliding_window": 20},
+    "qwen2": {**_SHAPE, "model_type": "qwen2", "tie_word_embeddings": True},
+    "qwen3": {**_SHAPE, "model_type": "qwen3", "head_dim": 32, "tie_word_embeddings": True},
+}
+"""Their configs, small: Llama 3 with its scaled positions, Qwen's tied heads, Phi 3 with a window."""

@@ -69,8 +69,8 @@ def build(config: ModelConfig, dtype: torch.dtype, device: str = "cpu", seed: in
         ConfigError: a folder is missing or of another kind.
         WeightsError: a weight is missing, left over or of another shape.
     """
-    vision, processor = _vision(config.vision, config.vision.path, dtype, device, seed)
-    language = _language(config.language, config.language.path, dtype, device, seed)
+    vision, processor = vision_part(config.vision, config.vision.path, dtype, device, seed)
+    language = language_part(config.language, config.language.path, dtype, device, seed)
     torch.manual_seed(seed)
     projector = Projector(vision.width, language.config.hidden_size)
     if config.projector.path is not None:
@@ -100,8 +100,8 @@ def load_trained(
         part: str(folder / part) if getattr(config, part).tuning == "full" else getattr(config, part).path
         for part in ("vision", "language")
     }
-    vision, processor = _vision(config.vision, paths["vision"], dtype, device, 0)
-    language = _language(config.language, paths["language"], dtype, device, 0)
+    vision, processor = vision_part(config.vision, paths["vision"], dtype, device, 0)
+    language = language_part(config.language, paths["language"], dtype, device, 0)
     if config.vision.tuning == "lora":
         load_adapter(vision.clip, folder / "vision_adapter")
     if config.language.tuning == "lora":
@@ -173,7 +173,17 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _vision(config: VisionConfig, path: str, dtype: torch.dtype, device: str, seed: int) -> tuple[VisionTower, Any]:
+def vision_part(config: VisionConfig, path: str, dtype: torch.dtype, device: str, seed: int) -> tuple[VisionTower, Any]:
+    """The tower, ready to train as its config says, and its image processor.
+
+    Args:
+        path: folder with its weights.
+        seed: of its adapters' first weights.
+
+    Raises:
+        ConfigError: the folder is missing or of another kind.
+        WeightsError: a weight is missing, left over or of another shape.
+    """
     processor = load_processor(path)
     quantization = nf4(dtype) if config.quantize == "nf4" else None
     clip = load_vision(config, path, _held_in(config, dtype), quantization, device, config.allow_pickle)
@@ -187,7 +197,8 @@ def _vision(config: VisionConfig, path: str, dtype: torch.dtype, device: str, se
     return tower, processor
 
 
-def _language(config: PartConfig, path: str, dtype: torch.dtype, device: str, seed: int) -> Any:
+def language_part(config: PartConfig, path: str, dtype: torch.dtype, device: str, seed: int) -> Any:
+    """The language model, likewise."""
     quantization = nf4(dtype) if config.quantize == "nf4" else None
     language = load_language(path, _held_in(config, dtype), quantization, device, config.allow_pickle)
     if quantization is not None:
@@ -287,6 +298,17 @@ def _part(config: PartConfig) -> dict[str, Any]:
         "lora": LoraConfig.model_dump(config.lora) if config.tuning == "lora" else None,
         "allow_pickle": config.allow_pickle,
     }
+
+
+def tuned(loaded: Loaded) -> dict[str, Tensor]:
+    """What has been trained of a loaded model, by name: what ``save_trained`` writes beside the bases' names."""
+    found: dict[str, Tensor] = {}
+    for part, module in loaded.model.parts().items():
+        tuning = "full" if part == "projector" else getattr(loaded.config, part).tuning
+        for name, parameter in module.named_parameters():
+            if tuning == "full" or (tuning == "lora" and ".lora_" in name):
+                found[f"{part}.{name}"] = parameter.detach()
+    return found
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

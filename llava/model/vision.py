@@ -33,7 +33,7 @@ class VisionTower(nn.Module):
         super().__init__()
         self.clip = clip
         self.layer = layer
-        used = _layers_used(layer, clip.config.num_hidden_layers)
+        used = layers_used(layer, clip.config.num_hidden_layers)
         layers = list(clip.encoder.layers)
         clip.encoder.layers = nn.ModuleList(layers[:used])
         # A tuple hides the rest from parameters(), to() and state_dict().
@@ -116,7 +116,7 @@ def load_processor(path: str) -> Any:
         raise ConfigError(f"no image processor in {path}: {error}") from None
 
 
-def _layers_used(layer: int, layers: int) -> int:
+def layers_used(layer: int, layers: int) -> int:
     # hidden_states has one entry for the embeddings and one behind each layer.
     used = layer if layer >= 0 else layers + 1 + layer
     if not 0 < used <= layers:

@@ -12,7 +12,7 @@ import torch
 from llava.errors import ConfigError, WeightsError
 
 # Buffers that old checkpoints carry and today's modules compute themselves.
-_COMPUTED = re.compile(r"(position_ids|rotary_emb\.inv_freq|masked_bias)$")
+COMPUTED = re.compile(r"(position_ids|rotary_emb\.inv_freq|masked_bias)$")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -64,9 +64,9 @@ def check_folder(path: str, key: str) -> None:
 
 
 def _check_info(path: str, info: dict[str, Any], others: tuple[str, ...]) -> None:
-    missing = [name for name in _names(info, "missing_keys") if not _COMPUTED.search(name)]
+    missing = [name for name in _names(info, "missing_keys") if not COMPUTED.search(name)]
     left_over = [
-        name for name in _names(info, "unexpected_keys") if not _COMPUTED.search(name) and not name.startswith(others)
+        name for name in _names(info, "unexpected_keys") if not COMPUTED.search(name) and not name.startswith(others)
     ]
     shapes = _names(info, "mismatched_keys")
     problems = [

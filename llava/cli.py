@@ -95,6 +95,29 @@ def convert(
     raise typer.Exit(guarded(lambda: convert_job(_convert_job(paths or [], values, seed)), on_signal="stop"))
 
 
+@app.command()
+def merge(
+    source: Annotated[str, typer.Argument(help="A run's or XTuner's model folder, or a bare PEFT adapter folder.")],
+    output: Annotated[str, typer.Argument(help="Folder to write, in the source's layout.")],
+    language: Annotated[str | None, typer.Option(help="Base language model; left out: the source's.")] = None,
+    vision: Annotated[str | None, typer.Option(help="Base vision tower; left out: the source's.")] = None,
+    part: Annotated[str, typer.Option(help="Whose adapters: both, language or vision.")] = "both",
+    base: Base = "as_trained",
+    dtype: Annotated[str, typer.Option(help="Written number format: keep, fp32, bf16 or fp16.")] = "keep",
+    max_shard_size: ShardSize = "5GB",
+    allow_pickle: Pickle = False,
+) -> None:
+    """Merge adapters into the weights that they were trained on; never twice."""
+    from llava.entry import guarded
+    from llava.merge import merge as run
+
+    values = {
+        "base": base, "dtype": dtype, "language": language, "vision": vision, "max_shard_size": max_shard_size,
+        "allow_pickle": allow_pickle,
+    }  # fmt: skip
+    raise typer.Exit(guarded(lambda: run(_convert_job([source, output], values, 0).convert, part), on_signal="stop"))
+
+
 def _convert_job(paths: list[str], values: dict[str, Any], seed: int) -> ConvertJob:
     from llava.config import ConvertJob, parse
     from llava.errors import ConfigError

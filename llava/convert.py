@@ -49,7 +49,7 @@ def convert_job(job: ConvertJob) -> None:
 
     byte_count(config.max_shard_size)
     source = None if config.source is None else layouts.detect(Path(config.source))
-    stored = _untrained(job) if config.source is None else layouts.read(Path(config.source), _request(config))
+    stored = _untrained(job) if config.source is None else layouts.read(Path(config.source), request_of(config))
     how = How(_dtype(config, source), config.max_shard_size, config.base)
 
     def fill(folder: Path) -> None:
@@ -80,7 +80,8 @@ def _inside(path: Path, folder: Path) -> bool:
     return path.resolve().is_relative_to(folder.resolve())
 
 
-def _request(config: ConvertConfig) -> Request:
+def request_of(config: ConvertConfig) -> Request:
+    """What a person says about the source."""
     from llava.export.request import Request
 
     return Request(config.language, config.vision, config.template, config.allow_pickle)
@@ -94,7 +95,7 @@ def _untrained(job: ConvertJob) -> Stored:
     from llava.export.tensors import Weight
     from llava.model.projector import Projector
 
-    config, request = job.convert, _request(job.convert)
+    config, request = job.convert, request_of(job.convert)
     language, vision = (
         Part(role, "frozen", request.base(role), base_part(role, request.base(role), "", config.allow_pickle))
         for role in ROLES

@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 
-from llava.export.parts import TOWER, Body, Grown, Role, check_weights
+from llava.export.parts import TOWER, Body, Grown, Role, architecture, check_weights
 from llava.export.tensors import Weights
 from llava.export.weights import write
 from llava.hf_model import MANIFEST
 from llava.model.projector import Projector
 
 FORMAT = 1
-_TOKENIZER_FILES = (
+_COPIED = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "chat_template.jinja",
+    "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
 
 
@@ -41,8 +41,6 @@ def write_body(folder: Path, role: Role, body: Body, how: How) -> None:
     if role == "language":
         write(folder, body.weights, how.dtype, how.max_shard_size)
         copy_tokenizer(body, folder)
-        if (body.files / "generation_config.json").is_file():
-            shutil.copyfile(body.files / "generation_config.json", folder / "generation_config.json")
     else:
         named = {TOWER + name: weight for name, weight in body.weights.items()}
         write(folder, named, how.dtype, how.max_shard_size)
@@ -54,12 +52,10 @@ def write_body(folder: Path, role: Role, body: Body, how: How) -> None:
 
 def write_config(folder: Path, role: Role, body: Body, how: How) -> None:
     """Write a part's config.json."""
-    from transformers import CLIPVisionConfig
-
     config = unquantised(body.config)
-    if role == "vision":
-        assert isinstance(config, CLIPVisionConfig)
-        config.architectures = ["CLIPVisionModel"]
+    config.architectures = [architecture(role, body.config)]
+    if role == "language":
+        config.use_cache = True  # training switches it off
     config.dtype = dtype_name(body.weights, how)
     config.save_pretrained(folder)
     say_in_older_words(folder / "config.json")
@@ -106,8 +102,8 @@ def say_in_older_words(path: Path, part: str | None = None) -> None:
 
 
 def copy_tokenizer(body: Body, folder: Path) -> None:
-    """Copy the tokenizer's files as they are, without what an export added to them."""
-    for name in _TOKENIZER_FILES:
+    """Copy the files of tokenizer and generation as they are, without what an export added to them."""
+    for name in _COPIED:
         if (body.files / name).is_file():
             shutil.copyfile(body.files / name, folder / name)
     if body.grown is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from llava.export.bodies import copy_tokenizer, unquantised
 from llava.export.chat_template import chat_template
-from llava.export.parts import Body
+from llava.export.parts import Body, architecture
 from llava.model.language import load_tokenizer
 from llava.model.load import Square
 from llava.model.vision import load_processor
@@ -38,9 +38,10 @@ def vocabulary(rows: int, tokenizer: Any) -> int:
 
 
 def tokenizer_of(body: Body) -> Any:
-    """A language model's tokenizer, without what an earlier export added to it."""
-    if body.grown is None:
-        return load_tokenizer(str(body.files))
+    """A language model's tokenizer, without what an earlier export added to it.
+
+    It is read from a copy, since the whole model's config beside it would mislead transformers.
+    """
     with tempfile.TemporaryDirectory() as folder:
         copy_tokenizer(body, Path(folder))
         (Path(folder) / "config.json").write_text(json.dumps({"model_type": body.config.model_type}), encoding="utf-8")
@@ -59,6 +60,7 @@ def model_config(language: Body, vision: Body, layer: int, tokenizer: Any, rows:
     from transformers import LlavaConfig
 
     text, tower = unquantised(language.config), unquantised(vision.config)
+    text.architectures, tower.architectures = [architecture("language", text)], [architecture("vision", tower)]
     text.vocab_size, text.pad_token_id, text.use_cache = rows, tokenizer.pad_token_id, True
     config = LlavaConfig(
         vision_config=tower,

@@ -65,7 +65,8 @@ def read(folder: Path, request: Request) -> Stored:
         said.get("square", "pad"),
         config.vision_feature_layer,
         said.get("step", 0),
-        trained=said.get("trained", True),
+        said.get("trained", True),
+        said.get("trained_dtype", "fp16"),
         said=said,
     )
 
@@ -131,7 +132,7 @@ def write_hf(stored: Stored, folder: Path, how: How) -> dict[str, Any]:
     rows = files.vocabulary(old, tokenizer)
     described = files.model_config(language, vision, stored.layer, tokenizer, rows, dtype_name(language.weights, how))
     described.save_pretrained(folder)
-    template = None if _keeps_its_own(stored, before) else stored.template
+    template = None if _keeps_its_own(stored, before) else stored.named_template()
     files.write_processor(folder, vision, tokenizer, template, stored.square)
     files.write_generation(folder, tokenizer, template)
     say_in_older_words(folder / "config.json", "text_config")
@@ -144,9 +145,7 @@ def write_hf(stored: Stored, folder: Path, how: How) -> dict[str, Any]:
 
 
 def _keeps_its_own(stored: Stored, tokenizer: Any) -> bool:
-    if stored.template is None and not tokenizer.chat_template:
-        raise ConfigError("the source names no conversation template", "Name it: --template vicuna, for example.")
-    return stored.template is None
+    return stored.template is None and bool(tokenizer.chat_template)
 
 
 def _named(stored: Stored, language: Body, vision: Body, rows: int, how: How) -> Weights:

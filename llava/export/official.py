@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import ConfigError
-from llava.export.bodies import How, copy_tokenizer, projector_weights, write_config, write_image_processor
+from llava.export.bodies import How, copy_tokenizer, projector_weights, unquantised, write_config, write_image_processor
 from llava.export.parts import ROLES, TOWER, Body, Part, Stored, base_part, checked, local_folder, read_said
 from llava.export.request import Request
 from llava.export.tensors import Weights, read_weights
@@ -25,7 +25,6 @@ _TYPES = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral"}
 """Its config's model types to those of the language model; before it was renamed, llava_llama was llava."""
 _SQUARES = {"pad": "pad", "square": "crop", None: "crop"}
 _OURS_ALONE = ("image_aspect_ratio", "image_grid_pinpoints", "use_mm_proj", "tune_", "freeze_", "unfreeze_", "mm_")
-_HOW_TOLD = "LLaVA-1.5 as published: --template llava_v1; as XTuner trains and exports it: --template vicuna."
 
 
 def holds(folder: Path) -> bool:
@@ -55,6 +54,7 @@ def read(folder: Path, request: Request) -> Stored:
         said.get("square") or _SQUARES[values.get("image_aspect_ratio")],  # type: ignore[arg-type]
         values.get("mm_vision_select_layer", -2),
         said.get("step", 0),
+        dtype=said.get("trained_dtype", "fp16"),
         said=said,
     )  # fmt: skip
 
@@ -153,7 +153,14 @@ def write_official(stored: Stored, folder: Path, how: How) -> dict[str, Any]:
     bodies = {"language": language, "vision": tower}
     return {
         "merged": {role: list(body.marks) for role in ROLES if (body := bodies[role]) is not None and body.marks},
-        "vision_config": None if tower is None else tower.config.to_diff_dict(),
+        "vision_config": None if tower is None else _described(tower.config),
+    }
+
+
+def _described(config: Any) -> dict[str, Any]:
+    values: dict[str, Any] = unquantised(config).to_diff_dict()
+    return {
+        key: value for key, value in values.items() if key not in ("dtype", "architectures", "transformers_version")
     }
 
 

@@ -125,6 +125,19 @@ class Stored:
     said: dict[str, Any] = field(default_factory=dict)
     """What the source's llavajob.json says."""
 
+    def named_template(self) -> str:
+        """The conversation template, where one has to be known.
+
+        Raises:
+            ConfigError: the source does not say.
+        """
+        if self.template is None:
+            raise ConfigError(
+                "the source names no conversation template",
+                "LLaVA-1.5 as published: --template llava_v1; as XTuner trains and exports it: --template vicuna.",
+            )
+        return self.template
+
     def part(self, role: Role) -> Part:
         """One of the two pretrained parts."""
         return self.language if role == "language" else self.vision
@@ -234,6 +247,11 @@ def _skeleton(role: Role, config: Any) -> nn.Module:
             raise ConfigError(f"no {role} model of type {config.model_type}: {str(error).splitlines()[0]}") from None
     assert isinstance(model, nn.Module)
     return model
+
+
+def architecture(role: Role, config: Any) -> str:
+    """Name of transformers' class, as a config.json tells it."""
+    return type(_skeleton(role, config)).__name__
 
 
 def linear_weights(role: Role, config: Any) -> set[str]:

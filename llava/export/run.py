@@ -77,8 +77,6 @@ def write_run(stored: Stored, folder: Path, how: How) -> None:
         ConfigError: template or a base is not known, or adapters are of a shape that a run cannot have.
         WeightsError: adapters are not on the layers that a run has them on.
     """
-    if stored.template is None:
-        raise ConfigError("the source names no conversation template, which a run needs", "Name it: --template NAME.")
     write_projector(stored.projector, folder / "projector", how)
     for role in ROLES:
         part = stored.part(role)
@@ -88,7 +86,7 @@ def write_run(stored: Stored, folder: Path, how: How) -> None:
             _write_adapter(stored, part, folder / f"{role}_adapter", how)
     manifest = {
         "format": FORMAT,
-        "template": stored.template,
+        "template": stored.named_template(),
         "vision_layer": stored.layer,
         "square": stored.square,
         "step": stored.step,

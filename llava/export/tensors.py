@@ -164,18 +164,18 @@ def _reader(file: Path, name: str) -> Callable[[], Tensor]:
 
 
 def _of_pickle(file: Path) -> list[tuple[str, Weight]]:
-    state = _unpickled(file)
+    state = _unpickled(file, file.stat().st_mtime_ns)
     if wrong := [name for name, tensor in state.items() if not isinstance(tensor, Tensor)]:
         raise WeightsError(f"{file} holds more than weights: {', '.join(map(str, wrong[:5]))}")
     return [(name, Weight(tuple(t.shape), t.dtype, _taker(file, name))) for name, t in state.items()]
 
 
 def _taker(file: Path, name: str) -> Callable[[], Tensor]:
-    return lambda: _unpickled(file)[name]
+    return lambda: _unpickled(file, file.stat().st_mtime_ns)[name]
 
 
 @functools.lru_cache(maxsize=1)  # one file at a time, as they are read one behind the other
-def _unpickled(file: Path) -> dict[str, Tensor]:
+def _unpickled(file: Path, changed_ns: int) -> dict[str, Tensor]:
     try:
         try:
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)

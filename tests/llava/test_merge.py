@@ -147,7 +147,7 @@ def test_what_cannot_be_merged_is_said(tmp_path: Path, tiny_language: Path, tiny
     changes = {
         r"change model\.layers\.0\.self_attn\.qq\.weight \[64, 64\], which is not there": ("q_proj", "qq"),
         "that find no home": ("lora_B", "lora_C"),
-        r"change model\.layers\.0\.mlp\.down_proj\.weight \[64, 64\], which is \(64, 128\)": (
+        r"mlp\.down_proj\.weight \[64, 64\], which is \(64, 128\)": ("self_attn.q_proj", "mlp.down_proj"),
             "self_attn.q_proj",
             "mlp.down_proj",
         ),

@@ -40,7 +40,7 @@ class Section(BaseModel):
 
 
 class LoraConfig(Section):
-    """Low-rank adapters (Hu et al., arXiv 2106.09685) on every linear layer of a part except the language head."""
+    """Low-rank adapters (Hu et al., arXiv 2106.09685) on every linear layer of a part."""
 
     rank: Positive = 64
     """Rank of the two factors."""
@@ -48,6 +48,8 @@ class LoraConfig(Section):
     """Scale: the update is multiplied by alpha / rank."""
     dropout: Fraction = 0.05
     """Dropout before the first factor."""
+    head: bool = False
+    """Adapters on the language head too, as XTuner's InternLM2 recipes have them."""
 
 
 class PartConfig(Section):
@@ -63,6 +65,8 @@ class PartConfig(Section):
     """The adapters' shape, read when tuning is lora."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate of this part; null: train.learning_rate."""
+    allow_pickle: bool = False
+    """Read .bin weights where the folder has no safetensors; they may hold tensors only, other content is refused."""
 
     @model_validator(mode="after")
     def _quantised_weights_cannot_train(self) -> PartConfig:
@@ -75,7 +79,7 @@ class VisionConfig(PartConfig):
     """The vision tower."""
 
     layer: int = -2
-    """Which hidden state is used, without its CLS token (LLaVA: the second to last)."""
+    """Which hidden state is used, without CLIP's CLS token (LLaVA: the second to last)."""
 
 
 class ProjectorConfig(Section):
@@ -110,7 +114,8 @@ class DataConfig(Section):
     images: str
     """Folder that the records' ``image`` paths start from."""
     square: Literal["crop", "pad"] = "pad"
-    """crop: resize the short side and cut the centre; pad: to a square with the mean colour, then resize."""
+    """crop: as the tower's image processor does by itself (CLIP: resize the short side and cut the centre; SigLIP:
+    resize both sides); pad: to a square with the mean colour, then resize."""
     max_length: Positive = 1472
     """Longest text in tokens, each picture counted as one; the rest is cut off on the right."""
     max_bad_images: Count = 0

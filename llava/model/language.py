@@ -8,25 +8,36 @@ import torch
 from torch import nn
 
 from llava.errors import ConfigError, WeightsError
-from llava.model.weights import check_folder, load_pretrained
+from llava.model import internlm, sentencepiece
+from llava.model.shards import Stored, stored
+from llava.model.weights import load_pretrained, load_tensors, local_folder, read_config
+
+KEY = "model.language.path"
 
 # Models whose logits are more than head(hidden); the loss here applies the head alone, at label positions.
 _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
-def load_language(path: str, dtype: torch.dtype, quantization: Any, device: str) -> Any:
-    """An ``AutoModelForCausalLM`` with its weights.
+def load_language(path: str, dtype: torch.dtype, quantization: Any, device: str, allow_pickle: bool = False) -> Any:
+    """An ``AutoModelForCausalLM`` with its weights; InternLM and InternLM2 become Llama.
 
     Args:
         path: folder with the weights; the base, or a trained run's own.
+        allow_pickle: read ``.bin`` files where there is no safetensors file.
 
     Raises:
         ConfigError: no such folder, no model in it, or one whose logits are more than its head's output.
         WeightsError: a weight is missing, left over or of another shape.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-    model = load_pretrained(AutoModelForCausalLM, path, dtype, quantization, device, "model.language.path")
+    values = read_config(path, KEY)
+    if internlm.is_internlm(values):
+        config = LlamaConfig(**internlm.llama_config(values))
+        tensors = llama_tensors(path, allow_pickle)
+        model = load_tensors(LlamaForCausalLM, config, tensors, path, dtype, quantization, device, KEY)
+    else:
+        model = load_pretrained(AutoModelForCausalLM, path, dtype, quantization, device, KEY, allow_pickle=allow_pickle)
     changed = [name for name in _LOGIT_CHANGES if getattr(model.config, name, None) not in (None, 1.0)]
     if changed:
         raise ConfigError(f"model.language.path: {path} changes its logits after the head ({', '.join(changed)})")
@@ -34,17 +45,37 @@ def load_language(path: str, dtype: torch.dtype, quantization: Any, device: str)
     return model
 
 
+def llama_tensors(path: str, allow_pickle: bool = False) -> dict[str, Stored]:
+    """A folder's tensors as they are on disk, InternLM's and InternLM2's under Llama's names; read one by one.
+
+    Raises:
+        ConfigError: no such folder or no weights in it.
+        WeightsError: a file is torn or does not fit the config.
+    """
+    values = read_config(path, KEY)
+    wanted = ["*.json", "*.safetensors", *(["*.bin"] if allow_pickle else [])]
+    tensors = stored(local_folder(path, KEY, *wanted), allow_pickle=allow_pickle)
+    return internlm.llama_tensors(tensors, values) if internlm.is_internlm(values) else tensors
+
+
 def load_tokenizer(path: str) -> Any:
-    """The folder's tokenizer.
+    """The folder's tokenizer, with the ids that the model was trained on.
+
+    ``tokenizer.json`` is taken as it is: transformers 5 builds Llama's and others' anew by its own rules, which splits
+    some texts differently (a leading space, text after a special token).
 
     Raises:
         ConfigError: there is none.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    check_folder(path, "model.language.path")
+    folder = local_folder(path, KEY, "*.json", "*.model", "*.txt")
     try:
-        return AutoTokenizer.from_pretrained(path)
+        if (folder / "tokenizer.json").is_file():
+            return PreTrainedTokenizerFast.from_pretrained(folder)
+        if (folder / sentencepiece.FILE).is_file():
+            return sentencepiece.load_sentencepiece(folder)
+        return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ConfigError(f"no tokenizer in {path}: {error}") from None
 

@@ -30,7 +30,7 @@ from llava.model.adapters import add_lora, load_adapter, save_adapter
 from llava.model.join import LlavaModel
 from llava.model.language import check_nf4, load_language, load_tokenizer, nf4
 from llava.model.projector import Projector, load_projector, save_projector
-from llava.model.vision import VisionTower, load_processor, load_vision
+from llava.model.vision import VisionTower, load_processor, load_vision, output_size
 
 MANIFEST = "llava.json"
 FORMAT = 1
@@ -69,8 +69,8 @@ def build(config: ModelConfig, dtype: torch.dtype, device: str = "cpu", seed: in
         ConfigError: a folder is missing or of another kind.
         WeightsError: a weight is missing, left over or of another shape.
     """
-    vision, processor = _vision(config.vision, config.vision.path, dtype, device, seed)
-    language = _language(config.language, config.language.path, dtype, device, seed)
+    vision, processor = vision_part(config.vision, config.vision.path, dtype, device, seed)
+    language = language_part(config.language, config.language.path, dtype, device, seed)
     torch.manual_seed(seed)
     projector = Projector(vision.width, language.config.hidden_size)
     if config.projector.path is not None:
@@ -100,8 +100,8 @@ def load_trained(
         part: str(folder / part) if getattr(config, part).tuning == "full" else getattr(config, part).path
         for part in ("vision", "language")
     }
-    vision, processor = _vision(config.vision, paths["vision"], dtype, device, 0)
-    language = _language(config.language, paths["language"], dtype, device, 0)
+    vision, processor = vision_part(config.vision, paths["vision"], dtype, device, 0)
+    language = language_part(config.language, paths["language"], dtype, device, 0)
     if config.vision.tuning == "lora":
         load_adapter(vision.clip, folder / "vision_adapter")
     if config.language.tuning == "lora":
@@ -173,23 +173,34 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _vision(config: VisionConfig, path: str, dtype: torch.dtype, device: str, seed: int) -> tuple[VisionTower, Any]:
+def vision_part(config: VisionConfig, path: str, dtype: torch.dtype, device: str, seed: int) -> tuple[VisionTower, Any]:
+    """The tower, ready to train as its config says, and its image processor.
+
+    Args:
+        path: folder with its weights.
+        seed: of its adapters' first weights.
+
+    Raises:
+        ConfigError: the folder is missing or of another kind.
+        WeightsError: a weight is missing, left over or of another shape.
+    """
     processor = load_processor(path)
     quantization = nf4(dtype) if config.quantize == "nf4" else None
-    clip = load_vision(config, path, _held_in(config, dtype), quantization, device)
+    clip = load_vision(config, path, _held_in(config, dtype), quantization, device, config.allow_pickle)
     _check_side(processor, clip.config.image_size, path)
     tower = VisionTower(clip, config.layer, list(processor.image_mean), list(processor.image_std))
     if quantization is not None:
         check_nf4(clip, None, path)
     _tune(clip, config, seed, len(clip.encoder.layers))
-    if config.tuning == "full":  # it serves the pooled CLS token alone, so it would never get a gradient
+    if config.tuning == "full":  # it comes after the layers that are used, so it would never get a gradient
         clip.post_layernorm.requires_grad_(False)
     return tower, processor
 
 
-def _language(config: PartConfig, path: str, dtype: torch.dtype, device: str, seed: int) -> Any:
+def language_part(config: PartConfig, path: str, dtype: torch.dtype, device: str, seed: int) -> Any:
+    """The language model, likewise."""
     quantization = nf4(dtype) if config.quantize == "nf4" else None
-    language = load_language(path, _held_in(config, dtype), quantization, device)
+    language = load_language(path, _held_in(config, dtype), quantization, device, config.allow_pickle)
     if quantization is not None:
         check_nf4(language, language.get_output_embeddings(), path)
     _tune(language, config, seed + 1, None)
@@ -209,12 +220,10 @@ def _held_in(config: PartConfig, dtype: torch.dtype) -> torch.dtype:
 
 
 def _check_side(processor: Any, side: int, path: str) -> None:
-    size, crop = dict(processor.size), dict(processor.crop_size)
-    short = size.get("shortest_edge", size.get("height"))
-    if (short, crop["height"], crop["width"]) != (side, side, side):
+    if output_size(processor) != (side, side):
         raise ConfigError(
-            f"the image processor in {path} makes pictures of {crop['height']} x {crop['width']} from a short side of "
-            f"{short}, but the tower takes {side} x {side}"
+            f"the image processor in {path} does not make pictures of {side} x {side}, which the tower takes: "
+            f"size {dict(processor.size)}, crop_size {dict(getattr(processor, 'crop_size', None) or {})}"
         )
 
 
@@ -287,7 +296,19 @@ def _part(config: PartConfig) -> dict[str, Any]:
         "tuning": config.tuning,
         "quantize": config.quantize,
         "lora": LoraConfig.model_dump(config.lora) if config.tuning == "lora" else None,
+        "allow_pickle": config.allow_pickle,
     }
+
+
+def tuned(loaded: Loaded) -> dict[str, Tensor]:
+    """What has been trained of a loaded model, by name: what ``save_trained`` writes beside the bases' names."""
+    found: dict[str, Tensor] = {}
+    for part, module in loaded.model.parts().items():
+        tuning = "full" if part == "projector" else getattr(loaded.config, part).tuning
+        for name, parameter in module.named_parameters():
+            if tuning == "full" or (tuning == "lora" and ".lora_" in name):
+                found[f"{part}.{name}"] = parameter.detach()
+    return found
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -11,6 +11,7 @@ from llava.errors import ConfigError, WeightsError
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+_XTUNER = {"model.0": "linear_1", "model.2": "linear_2"}
 
 
 class Projector(nn.Module):
@@ -72,7 +73,18 @@ def load_projector(projector: Projector, path: str | Path) -> None:
         state = load_file(file)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"cannot read {file}: {error}") from None
-    check_state(f"projector {file}", projector.state_dict(), state)
+    fill_projector(projector, state, str(file))
+
+
+def fill_projector(projector: Projector, state: dict[str, Tensor], source: str) -> None:
+    """Copy weights in, under our names or XTuner's (``model.0``, ``model.2``).
+
+    Raises:
+        WeightsError: a key is missing or left over, or a shape differs.
+    """
+    if all(name.rpartition(".")[0] in _XTUNER for name in state):
+        state = {f"{_XTUNER[name.rpartition('.')[0]]}.{name.rpartition('.')[2]}": t for name, t in state.items()}
+    check_state(f"projector {source}", projector.state_dict(), state)
     projector.load_state_dict(state)
 
 

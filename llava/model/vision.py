@@ -1,4 +1,4 @@
-"""The vision tower: a CLIP vision transformer, cut off after the layer whose output is used."""
+"""The vision tower: a CLIP, SigLIP or SigLIP2 vision transformer, cut off after the layer whose output is used."""
 
 from __future__ import annotations
 
@@ -11,17 +11,22 @@ from torch import Tensor, nn
 
 from llava.config import VisionConfig
 from llava.errors import ConfigError
-from llava.model.weights import load_pretrained
+from llava.model.weights import load_pretrained, read_config
+
+KEY = "model.vision.path"
+_CLIP = ("clip", "clip_vision_model")
+_SIGLIP = ("siglip", "siglip_vision_model")
+"""SigLIP2 folders of one resolution call themselves siglip too; those of any shape (NaFlex) siglip2."""
 
 
 class VisionTower(nn.Module):
     """Pictures to patch features.
 
     Layers after the used one never run, carry no adapters and take no memory on the device: they are kept outside the
-    module tree and come back only when the whole tower is written (``whole``).
+    module tree and come back only when the whole tower is written (``whole``). So is SigLIP's pooling head.
 
     Args:
-        clip: a ``CLIPVisionModel``.
+        clip: a ``CLIPVisionModel`` or a ``SiglipVisionModel``.
         layer: index into its hidden states (LLaVA: -2, the second to last).
         mean, std: the processor's channel statistics, for values from 0 to 1.
     """
@@ -38,8 +43,16 @@ class VisionTower(nn.Module):
         clip.encoder.layers = nn.ModuleList(layers[:used])
         # A tuple hides the rest from parameters(), to() and state_dict().
         self._unused: tuple[nn.Module, ...] = tuple(layers[used:])
+        self._head: tuple[nn.Module, ...] = ()
+        if getattr(clip, "head", None) is not None:
+            self._head, clip.head = (clip.head,), None
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def class_token(self) -> bool:
+        """Whether a CLS token stands before the patches (CLIP); it is not used."""
+        return self.clip.config.model_type in _CLIP
 
     @property
     def width(self) -> int:
@@ -59,45 +72,61 @@ class VisionTower(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels (N, 3, S, S), uint8, to features (N, P, D) without the CLS token.
 
-        There is no graph when nothing in the tower trains.
+        Hidden state ``layer`` as transformers counts them, before the norm that follows the last one. There is no graph
+        when nothing in the tower trains.
         """
         trains = any(p.requires_grad for p in self.clip.parameters())
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
             values = self.normalise(pixels).to(self.clip.dtype)
-            # The encoder's last output; post_layernorm belongs to the pooled CLS token, which is not used.
-            features: Tensor = self.clip(values).last_hidden_state[:, 1:]
+            features: Tensor
+            if self.class_token:  # post_layernorm belongs to the pooled CLS token alone
+                features = self.clip(values).last_hidden_state[:, 1:]
+            else:  # SigLIP's own output has been through post_layernorm, which belongs to its last layer
+                features = self.clip.encoder(inputs_embeds=self.clip.embeddings(values)).last_hidden_state
         return features
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """uint8 pixels to what CLIP was trained on, in the processor's order: scale to 0..1, subtract, divide."""
+        """uint8 pixels to what the tower was trained on, in the processor's order: scale to 0..1, subtract, divide."""
         return (pixels.float() * (1 / 255) - self.mean.float()) / self.std.float()
 
     @contextmanager
     def whole(self) -> Iterator[Any]:
-        """The CLIP model with all its layers, for writing it to disk."""
+        """The tower with all its layers and its head, for writing it to disk."""
         used = self.clip.encoder.layers
         self.clip.encoder.layers = nn.ModuleList([*used, *self._unused])
+        if self._head:
+            self.clip.head = self._head[0]
         try:
             yield self.clip
         finally:
             self.clip.encoder.layers = used
+            if self._head:
+                self.clip.head = None
 
 
-def load_vision(config: VisionConfig, path: str, dtype: torch.dtype, quantization: Any, device: str) -> Any:
-    """A ``CLIPVisionModel`` with its weights, and its image processor.
+def load_vision(
+    config: VisionConfig, path: str, dtype: torch.dtype, quantization: Any, device: str, allow_pickle: bool = False
+) -> Any:
+    """A ``CLIPVisionModel`` or ``SiglipVisionModel`` with its weights.
 
     Args:
         path: folder with the weights; the base, or a trained run's own tower.
+        allow_pickle: read ``.bin`` files where there is no safetensors file.
 
     Raises:
-        ConfigError: no such folder or no CLIP model in it.
+        ConfigError: no such folder, or none of these models in it.
         WeightsError: a weight is missing, left over or of another shape.
     """
-    from transformers import CLIPVisionModel
+    from transformers import CLIPVisionModel, SiglipVisionModel
 
-    # A folder of the whole CLIP holds the text half too.
-    others = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
-    return load_pretrained(CLIPVisionModel, path, dtype, quantization, device, "model.vision.path", others)
+    kind = read_config(path, KEY).get("model_type")
+    if kind not in (*_CLIP, *_SIGLIP):
+        known = "CLIP and SigLIP are known, SigLIP2 in the folders of one resolution (siglip2-so400m-patch14-384)"
+        raise ConfigError(f"{KEY}: {path} holds a model of type {kind!r}, no tower that is known", known)
+    # A folder of the whole model holds the text half too.
+    others = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
+    model_class = CLIPVisionModel if kind in _CLIP else SiglipVisionModel
+    return load_pretrained(model_class, path, dtype, quantization, device, KEY, others, allow_pickle)
 
 
 def load_processor(path: str) -> Any:
@@ -106,14 +135,33 @@ def load_processor(path: str) -> Any:
     Raises:
         ConfigError: the folder has none.
     """
+    from transformers.image_processing_utils import BaseImageProcessor
+
     try:
-        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil as Processor
-    except ImportError:  # transformers before the PIL and torchvision backends were split
-        from transformers import CLIPImageProcessor as Processor
-    try:
-        return Processor.from_pretrained(path)
+        values, _ = BaseImageProcessor.get_image_processor_dict(path)
+        # Old CLIP folders name no class, or one that is gone.
+        name = str(values.get("image_processor_type"))
+        return _processor_class(siglip=name.startswith("Siglip")).from_pretrained(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"no image processor in {path}: {error}") from None
+
+
+def _processor_class(siglip: bool) -> Any:
+    import transformers
+
+    name = "SiglipImageProcessor" if siglip else "CLIPImageProcessor"
+    # transformers before the PIL and torchvision backends were split has PIL's under the plain name.
+    return getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
+
+
+def output_size(processor: Any) -> tuple[int, int]:
+    """Height and width of what a processor gives, in pixels; (0, 0) where they hang on the picture."""
+    size, crop = dict(processor.size or {}), dict(getattr(processor, "crop_size", None) or {})
+    if not getattr(processor, "do_center_crop", False):
+        return size.get("height", 0), size.get("width", 0)
+    if size.get("shortest_edge", size.get("height")) != crop.get("height"):
+        return 0, 0
+    return crop["height"], crop["width"]
 
 
 def layers_used(layer: int, layers: int) -> int:

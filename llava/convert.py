@@ -12,7 +12,6 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from llava.errors import ConfigError
 
 if TYPE_CHECKING:
     from llava.export.layouts import Layout
-    from llava.export.parts import Stored
+    from llava.export.parts import Model
     from llava.export.request import Request
 
 MANIFEST = "llavajob.json"
@@ -49,12 +48,12 @@ def convert_job(job: ConvertJob) -> None:
 
     byte_count(config.max_shard_size)
     source = None if config.source is None else layouts.detect(Path(config.source))
-    stored = _untrained(job) if config.source is None else layouts.read(Path(config.source), request_of(config))
+    model = _untrained(job) if config.source is None else layouts.read(Path(config.source), request_of(config))
     how = How(_dtype(config, source), config.max_shard_size, config.base)
 
     def fill(folder: Path) -> None:
-        said = layouts.write(stored, folder, config.to, how)
-        write_manifest(folder, manifest(stored, config.to, base=config.base, **said))
+        said = layouts.write(model, folder, config.to, how)
+        write_manifest(folder, manifest(model, config.to, base=config.base, **said))
 
     write_aside(Path(config.output), fill)
 
@@ -87,12 +86,12 @@ def request_of(config: ConvertConfig) -> Request:
     return Request(config.language, config.vision, config.template, config.allow_pickle)
 
 
-def _untrained(job: ConvertJob) -> Stored:
+def _untrained(job: ConvertJob) -> Model:
     """Bases with the projector that a training with the same seed starts from."""
     import torch
 
-    from llava.export.parts import ROLES, Part, Stored, base_part
-    from llava.export.tensors import Weight
+    from llava.export.parts import ROLES, Model, Part, base_part
+    from llava.export.tensors import of_tensor
     from llava.model.projector import Projector
 
     config, request = job.convert, request_of(job.convert)
@@ -102,11 +101,8 @@ def _untrained(job: ConvertJob) -> Stored:
     )
     torch.manual_seed(job.seed)
     projector = Projector(vision.body.config.hidden_size, language.body.config.hidden_size).state_dict()
-    weights = {
-        name: Weight(tuple(tensor.shape), tensor.dtype, partial(projector.__getitem__, name))
-        for name, tensor in projector.items()
-    }
-    return Stored(language, vision, weights, config.template or "vicuna", trained=False)
+    weights = {name: of_tensor(tensor) for name, tensor in projector.items()}
+    return Model(language, vision, weights, config.template or "vicuna", trained=False)
 
 
 def _dtype(config: ConvertConfig, source: Layout | None) -> Any:
@@ -119,21 +115,21 @@ def _dtype(config: ConvertConfig, source: Layout | None) -> Any:
     return None if wanted == "keep" else torch_dtype(wanted)
 
 
-def manifest(stored: Stored, layout: Layout, **said: Any) -> dict[str, Any]:
+def manifest(model: Model, layout: Layout, **said: Any) -> dict[str, Any]:
     """What llavajob.json says of a written folder."""
     from llava.model.load import versions
 
     return {
         "format": FORMAT,
         "layout": layout,
-        "template": stored.template,
-        "square": stored.square,
-        "vision_layer": stored.layer,
-        "step": stored.step,
-        "trained": stored.trained,
-        "trained_dtype": stored.dtype,
-        "bases": {role: stored.part(role).base for role in ("language", "vision")},
-        "quantize": {role: stored.part(role).quantize for role in ("language", "vision")},
+        "template": model.template,
+        "square": model.square,
+        "vision_layer": model.layer,
+        "step": model.step,
+        "trained": model.trained,
+        "trained_dtype": model.dtype,
+        "bases": {role: model.part(role).base for role in ("language", "vision")},
+        "quantize": {role: model.part(role).quantize for role in ("language", "vision")},
         **said,
         "versions": versions(),
     }

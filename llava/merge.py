@@ -17,7 +17,7 @@ from llava.errors import ConfigError
 
 if TYPE_CHECKING:
     from llava.export.bodies import How
-    from llava.export.parts import Part, Role, Stored
+    from llava.export.parts import Model, Part, Role
 
 Which = Literal["both", "language", "vision"]
 
@@ -56,12 +56,12 @@ def _write_model(config: ConvertConfig, source: Path, which: str, how: How) -> N
     from llava.export.parts import ROLES
 
     layout = layouts.detect(source)
-    stored = layouts.read(source, request_of(config))
-    chosen: list[Role] = [role for role in ROLES if stored.part(role).adapter is not None and which in ("both", role)]
+    model = layouts.read(source, request_of(config))
+    chosen: list[Role] = [role for role in ROLES if model.part(role).adapter is not None and which in ("both", role)]
     if not chosen:
-        _refuse(source, stored, which)
-    parts = {role: _whole(stored.part(role), stored.dtype, how) for role in chosen}
-    result = replace(stored, language=parts.get("language", stored.language), vision=parts.get("vision", stored.vision))
+        _refuse(source, model, which)
+    parts = {role: _whole(model.part(role), model.dtype, how) for role in chosen}
+    result = replace(model, language=parts.get("language", model.language), vision=parts.get("vision", model.vision))
 
     def fill(folder: Path) -> None:
         said = layouts.write(result, folder, layout, how)
@@ -93,8 +93,8 @@ def _whole(part: Part, dtype: str, how: How) -> Part:
     return Part(part.role, "full", part.base, lambda: body)
 
 
-def _refuse(source: Path, stored: Stored, which: str) -> None:
-    parts = [part for part in (stored.language, stored.vision) if which in ("both", part.role)]
+def _refuse(source: Path, model: Model, which: str) -> None:
+    parts = [part for part in (model.language, model.vision) if which in ("both", part.role)]
     done = [part.role for part in parts if part.tuning == "full" and part.body.marks]
     if done:
         raise ConfigError(f"the adapters of {source} are merged already ({', '.join(done)})", "Use it as it is.")

@@ -108,6 +108,23 @@ def copy_tokenizer(body: Body, folder: Path) -> None:
             shutil.copyfile(body.files / name, folder / name)
     if body.grown is not None:
         _shrink(folder, body.grown)
+    elif (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
+        # Others would read it by rules of their own, InternLM's by code that comes with its folders.
+        from llava.model.language import load_tokenizer
+
+        load_tokenizer(str(body.files)).save_pretrained(folder)
+        name_tokenizer(folder)
+
+
+def name_tokenizer(folder: Path) -> None:
+    """Name a class that transformers 4 knows too, and that takes tokenizer.json as it is.
+
+    Llama's own would be built anew and split some texts differently.
+    """
+    path = folder / "tokenizer_config.json"
+    if (folder / "tokenizer.json").exists():
+        values = json.loads(path.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+        path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _shrink(folder: Path, grown: Grown) -> None:
@@ -143,12 +160,18 @@ def write_image_processor(files: Path, folder: Path) -> None:
     """Write preprocessor_config.json alone, naming the class that every transformers has."""
     from llava.model.vision import load_processor
 
-    values = dict(json.loads(load_processor(str(files)).to_json_string()))
-    for key in ("do_pad", "processor_class", "image_processor_type"):
+    processor = load_processor(str(files))
+    values = dict(json.loads(processor.to_json_string()))
+    for key in ("do_pad", "processor_class"):
         values.pop(key, None)
-    values["image_processor_type"] = "CLIPImageProcessor"
+    values["image_processor_type"] = plain_name(processor)
     text = json.dumps(values, indent=2, sort_keys=True) + "\n"
     (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
+
+
+def plain_name(processor: Any) -> str:
+    """Name of an image processor's class in every transformers."""
+    return type(processor).__name__.removesuffix("Pil")
 
 
 def projector_weights(what: str, weights: Weights, names: dict[str, str]) -> Weights:

@@ -8,12 +8,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from llava.export.bodies import copy_tokenizer, unquantised
+from llava.export.bodies import copy_tokenizer, name_tokenizer, plain_name, unquantised
 from llava.export.chat_template import chat_template
 from llava.export.parts import Body, architecture
 from llava.model.language import load_tokenizer
 from llava.model.load import Square
-from llava.model.vision import load_processor
+from llava.model.vision import has_class_token, load_processor
 from llava.templates import IMAGE_TAG, get
 
 PAD_TAG = "<pad>"
@@ -67,7 +67,7 @@ def model_config(language: Body, vision: Body, layer: int, tokenizer: Any, rows:
         text_config=text,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TAG),
         vision_feature_layer=layer,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy=select_strategy(tower),
         projector_hidden_act="gelu",
         multimodal_projector_bias=True,
         image_seq_length=(tower.image_size // tower.patch_size) ** 2,
@@ -77,6 +77,11 @@ def model_config(language: Body, vision: Body, layer: int, tokenizer: Any, rows:
     )
     config.dtype = config.text_config.dtype = config.vision_config.dtype = dtype
     return config
+
+
+def select_strategy(tower: Any) -> str:
+    """What of a tower's hidden state is used: all of it, or (default) all but CLIP's class token."""
+    return "default" if has_class_token(tower) else "full"
 
 
 def write_processor(folder: Path, vision: Body, tokenizer: Any, template: str | None, square: Square) -> None:
@@ -94,40 +99,32 @@ def write_processor(folder: Path, vision: Body, tokenizer: Any, template: str | 
         image_processor=pictures,
         tokenizer=tokenizer,
         patch_size=vision.config.patch_size,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy=select_strategy(vision.config),
         image_token=IMAGE_TAG,
-        num_additional_image_tokens=1,  # CLIP's class token, which "default" drops again
+        num_additional_image_tokens=int(has_class_token(vision.config)),
         chat_template=tokenizer.chat_template,
     )
     processor.save_pretrained(folder)
     pictures.save_pretrained(folder)
-    _name_image_processor(folder, square)
-    _name_tokenizer(folder)
+    _name_image_processor(folder, plain_name(pictures), square)
+    name_tokenizer(folder)
 
 
-def _name_image_processor(folder: Path, square: str) -> None:
+def _name_image_processor(folder: Path, name: str, square: str) -> None:
     """Name a class that every transformers has, and make it pad where training did."""
-    changes: dict[str, Any] = {"image_processor_type": "CLIPImageProcessor"}
+    changes: dict[str, Any] = {"image_processor_type": name}
     if square == "pad":
         changes = {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
     alone, joint = folder / "preprocessor_config.json", folder / "processor_config.json"
-    values = json.loads(alone.read_text(encoding="utf-8")) | changes | {"processor_class": "LlavaProcessor"}
+    values = json.loads(alone.read_text(encoding="utf-8"))
+    # SigLIP's have no crop and do not say so; LLaVA's crops unless it is told.
+    changes |= {"do_center_crop": values.get("do_center_crop") or False, "processor_class": "LlavaProcessor"}
+    values |= changes
     alone.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     values = json.loads(joint.read_text(encoding="utf-8"))
     # Only version 5 reads it here, and version 4 fails on it; both read preprocessor_config.json.
     values.pop("image_processor", None)
     joint.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def _name_tokenizer(folder: Path) -> None:
-    """Name a class that transformers 4 knows too, and that takes tokenizer.json as it is.
-
-    Llama's own would be built anew and split some texts differently.
-    """
-    path = folder / "tokenizer_config.json"
-    if (folder / "tokenizer.json").exists():
-        values = json.loads(path.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
-        path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_generation(folder: Path, tokenizer: Any, template: str | None) -> None:

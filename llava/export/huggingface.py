@@ -19,9 +19,9 @@ from torch import Tensor
 from llava.errors import ConfigError
 from llava.export import files
 from llava.export.bodies import How, dtype_name, projector_weights, say_in_older_words
-from llava.export.parts import HEAD, ROLES, TOWER, Body, Grown, Part, Role, Stored, checked, read_said
+from llava.export.parts import HEAD, ROLES, TOWER, Body, Grown, Model, Part, Role, checked, read_said
 from llava.export.request import Request
-from llava.export.tensors import Weight, Weights, read_weights
+from llava.export.tensors import Weight, Weights, below, read_weights
 from llava.export.weights import write
 
 _EMBEDDINGS = "model.embed_tokens.weight"
@@ -42,7 +42,7 @@ def holds(folder: Path) -> bool:
     return values.get("model_type") == "llava" and "vision_config" in values
 
 
-def read(folder: Path, request: Request) -> Stored:
+def read(folder: Path, request: Request) -> Model:
     """What the folder holds, none of its weights read yet.
 
     Raises:
@@ -56,8 +56,8 @@ def read(folder: Path, request: Request) -> Stored:
     said = read_said(folder)
     weights = {_hub_name(name): weight for name, weight in read_weights(folder, request.allow_pickle).items()}
     language, vision = (_part(folder, role, config, weights, said, request) for role in ROLES)
-    projector = _below(weights, "multi_modal_projector.")
-    return Stored(
+    projector = below(weights, "multi_modal_projector.")
+    return Model(
         language,
         vision,
         projector_weights(str(folder), projector, {}),
@@ -72,8 +72,8 @@ def read(folder: Path, request: Request) -> Stored:
 
 
 def _check_kind(folder: Path, config: Any) -> None:
-    wanted = {"projector_hidden_act": "gelu", "vision_feature_select_strategy": "default"}
-    for key, known in wanted.items():
+    select = files.select_strategy(config.vision_config)
+    for key, known in {"projector_hidden_act": "gelu", "vision_feature_select_strategy": select}.items():
         if getattr(config, key) != known:
             raise ConfigError(f"{folder}/config.json: {key} is {getattr(config, key)!r}, this reads {known!r}")
     if not isinstance(config.vision_feature_layer, int):
@@ -88,10 +88,6 @@ def _hub_name(name: str) -> str:
     return name
 
 
-def _below(weights: Weights, prefix: str) -> Weights:
-    return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
-
-
 def _part(
     folder: Path, role: Role, config: Any, weights: Weights, said: dict[str, Any], request: Request
 ) -> Part:  # fmt: skip
@@ -99,7 +95,7 @@ def _part(
 
     def get() -> Body:
         described = config.text_config if role == "language" else config.vision_config
-        mine = {name.removeprefix(TOWER): weight for name, weight in _below(weights, _AT[role]).items()}
+        mine = {name.removeprefix(TOWER): weight for name, weight in below(weights, _AT[role]).items()}
         grown = Grown(**said["grown"]) if role == "language" and said.get("grown") else None
         if grown is not None:
             mine = {name: _cut(name, weight, grown.rows) for name, weight in mine.items()}
@@ -115,7 +111,7 @@ def _cut(name: str, weight: Weight, rows: int) -> Weight:
     return weight.then(lambda tensor: tensor[:rows], (rows, *weight.shape[1:]))
 
 
-def write_hf(stored: Stored, folder: Path, how: How) -> dict[str, Any]:
+def write_hf(model: Model, folder: Path, how: How) -> dict[str, Any]:
     """Write the layout: adapters merged, frozen parts included.
 
     Returns:
@@ -124,19 +120,19 @@ def write_hf(stored: Stored, folder: Path, how: How) -> dict[str, Any]:
     Raises:
         ConfigError: a base is missing, or nobody names the conversation template.
     """
-    bodies = {role: stored.part(role).whole(how.base, stored.dtype) for role in ROLES}
+    bodies = {role: model.part(role).whole(how.base, model.dtype) for role in ROLES}
     language, vision = bodies["language"], bodies["vision"]
     before = files.tokenizer_of(language)
     tokenizer = files.with_specials(before)
     old = language.config.vocab_size
     rows = files.vocabulary(old, tokenizer)
-    described = files.model_config(language, vision, stored.layer, tokenizer, rows, dtype_name(language.weights, how))
+    described = files.model_config(language, vision, model.layer, tokenizer, rows, dtype_name(language.weights, how))
     described.save_pretrained(folder)
-    template = None if _keeps_its_own(stored, before) else stored.named_template()
-    files.write_processor(folder, vision, tokenizer, template, stored.square)
+    template = None if _keeps_its_own(model, before) else model.named_template()
+    files.write_processor(folder, vision, tokenizer, template, model.square)
     files.write_generation(folder, tokenizer, template)
     say_in_older_words(folder / "config.json", "text_config")
-    write(folder, _named(stored, language, vision, rows, how), how.dtype, how.max_shard_size)
+    write(folder, _named(model, language, vision, rows, how), how.dtype, how.max_shard_size)
     added = [token for token in tokenizer.get_added_vocab() if token not in before.get_vocab()]
     return {
         "grown": {"rows": old, "tokens": added, "pad_token": before.pad_token} if rows > old or added else None,
@@ -144,17 +140,17 @@ def write_hf(stored: Stored, folder: Path, how: How) -> dict[str, Any]:
     }
 
 
-def _keeps_its_own(stored: Stored, tokenizer: Any) -> bool:
-    return stored.template is None and bool(tokenizer.chat_template)
+def _keeps_its_own(model: Model, tokenizer: Any) -> bool:
+    return model.template is None and bool(tokenizer.chat_template)
 
 
-def _named(stored: Stored, language: Body, vision: Body, rows: int, how: How) -> Weights:
+def _named(model: Model, language: Body, vision: Body, rows: int, how: How) -> Weights:
     named: Weights = {}
     for name, weight in language.weights.items():
         grows = name in (HEAD, _EMBEDDINGS) and weight.shape[0] < rows
         named[_AT["language"] + name] = _grow(weight, rows, how.dtype or weight.dtype) if grows else weight
     named |= {_AT["vision"] + TOWER + name: weight for name, weight in vision.weights.items()}
-    return named | {f"multi_modal_projector.{name}": weight for name, weight in stored.projector.items()}
+    return named | {f"multi_modal_projector.{name}": weight for name, weight in model.projector.items()}
 
 
 def _grow(weight: Weight, rows: int, dtype: torch.dtype) -> Weight:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from llava.errors import ConfigError
 from llava.export import huggingface, official, run, xtuner
 from llava.export.bodies import How
-from llava.export.parts import ROLES, Stored
+from llava.export.parts import ROLES, Model
 from llava.export.request import Request
 
 Layout = Literal["run", "xtuner", "official", "hf"]
@@ -31,25 +31,25 @@ def detect(folder: Path) -> Layout:
     )
 
 
-def read(folder: Path, request: Request) -> Stored:
+def read(folder: Path, request: Request) -> Model:
     """A folder of any layout."""
-    stored: Stored = _READ[detect(folder)].read(folder, request)
-    return stored
+    model: Model = _READ[detect(folder)].read(folder, request)
+    return model
 
 
-def write(stored: Stored, folder: Path, layout: Layout, how: How) -> dict[str, Any]:
+def write(model: Model, folder: Path, layout: Layout, how: How) -> dict[str, Any]:
     """Write a layout into an empty folder.
 
     Returns:
         what llavajob.json has to say beyond what it says of every layout.
     """
     if layout == "hf":
-        return huggingface.write_hf(stored, folder, how)
+        return huggingface.write_hf(model, folder, how)
     if layout == "official":
-        return official.write_official(stored, folder, how)
+        return official.write_official(model, folder, how)
     if layout == "run":
-        run.write_run(stored, folder, how)
+        run.write_run(model, folder, how)
     else:
-        xtuner.write_xtuner(stored, folder, how)
-    parts = [part for role in ROLES if (part := stored.part(role)).tuning == "full" and part.body.marks]
+        xtuner.write_xtuner(model, folder, how)
+    parts = [part for role in ROLES if (part := model.part(role)).tuning == "full" and part.body.marks]
     return {"merged": {part.role: list(part.body.marks) for part in parts}}

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from llava.errors import ConfigError, WeightsError
-from llava.export.tensors import Weight, Weights, as_bytes, has_weights, read_weights
+from llava.export.tensors import Weight, Weights, as_bytes, read_weights
 from llava.export.weights import write
 from llava.model.adapters import CONFIG, adapter_key
 
-_A, _B = ".lora_A.weight", ".lora_B.weight"
+A, B = ".lora_A.weight", ".lora_B.weight"
+"""What an adapter's weights are called after the layer that they change."""
 _MUST_BE_UNSET = (
     "use_dora", "fan_in_fan_out", "lora_bias", "rank_pattern", "alpha_pattern", "modules_to_save",
     "trainable_token_indices",
@@ -40,7 +41,7 @@ class Adapter:
     @property
     def layers(self) -> list[str]:
         """The layers that are changed, by name."""
-        return [name.removesuffix(_A) for name in self.weights if name.endswith(_A)]
+        return [name.removesuffix(A) for name in self.weights if name.endswith(A)]
 
     @property
     def scale(self) -> float:
@@ -52,7 +53,7 @@ class Adapter:
         """SHA-256 of names and numbers: a merged folder names what it holds by it."""
         sha = hashlib.sha256()
         for name in sorted(self.weights):
-            tensor = self.weights[name].make()
+            tensor = self.weights[name].read()
             sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             sha.update(as_bytes(tensor))
         return sha.hexdigest()
@@ -78,9 +79,7 @@ def read_adapter(folder: Path, allow_pickle: bool) -> Adapter:
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or strange:
         kind = ", ".join([str(config.get("peft_type")), f"bias {config.get('bias')}", *strange])
         raise ConfigError(f"{folder} holds adapters of another kind than plain LoRA: {kind}")
-    if not has_weights(folder):
-        raise WeightsError(f"{folder} has {CONFIG} but no weights beside it")
-    weights = {inside(name): weight for name, weight in read_weights(folder, allow_pickle).items()}
+    weights = {inside(name): weight for name, weight in read_weights(folder, allow_pickle, "adapter_model").items()}
     _check_pairs(folder, weights)
     return Adapter(config, weights)
 
@@ -112,7 +111,7 @@ def merged(what: str, weights: Weights, adapter: Adapter) -> Weights:
     changed = dict(weights)
     for layer in adapter.layers:
         name = f"{layer}.weight"
-        down, up = adapter.weights[layer + _A], adapter.weights[layer + _B]
+        down, up = adapter.weights[layer + A], adapter.weights[layer + B]
         if name not in weights or weights[name].shape != (up.shape[0], down.shape[1]):
             seen = weights[name].shape if name in weights else "not there"
             raise WeightsError(f"{what}: the adapters change {name} [{up.shape[0]}, {down.shape[1]}], which is {seen}")
@@ -122,7 +121,7 @@ def merged(what: str, weights: Weights, adapter: Adapter) -> Weights:
 
 def _adder(down: Weight, up: Weight, scale: float) -> Any:
     def add(base: Tensor) -> Tensor:
-        return base.float() + (up.make().float() @ down.make().float()).mul_(scale).to(base.device)
+        return base.float() + (up.read().float() @ down.read().float()).mul_(scale).to(base.device)
 
     return add
 
@@ -132,8 +131,8 @@ def inside(name: str) -> str:
 
 
 def _check_pairs(folder: Path, weights: Weights) -> None:
-    wrong = [name for name in weights if not name.endswith((_A, _B))]
-    wrong += [name for name in weights if name.endswith(_A) and name.removesuffix(_A) + _B not in weights]
-    wrong += [name for name in weights if name.endswith(_B) and name.removesuffix(_B) + _A not in weights]
+    wrong = [name for name in weights if not name.endswith((A, B))]
+    wrong += [name for name in weights if name.endswith(A) and name.removesuffix(A) + B not in weights]
+    wrong += [name for name in weights if name.endswith(B) and name.removesuffix(B) + A not in weights]
     if wrong or not weights:
         raise WeightsError(f"adapters in {folder} that find no home: {', '.join(wrong[:5]) or 'there are none at all'}")

@@ -13,10 +13,12 @@ from typing import Any
 
 from llava.errors import ConfigError
 from llava.export.bodies import How, copy_tokenizer, projector_weights, unquantised, write_config, write_image_processor
-from llava.export.parts import ROLES, TOWER, Body, Part, Stored, base_part, checked, local_folder, read_said
+from llava.export.parts import ROLES, TOWER, Body, Model, Part, base_part, checked, key_of, read_part_config, read_said
 from llava.export.request import Request
-from llava.export.tensors import Weights, read_weights
+from llava.export.tensors import Weights, below, read_weights
 from llava.export.weights import write
+from llava.model.vision import has_class_token
+from llava.model.weights import local_folder
 
 _PROJECTOR_AT = "model.mm_projector."
 _TOWER_AT = "model.vision_tower.vision_tower."
@@ -32,7 +34,7 @@ def holds(folder: Path) -> bool:
     return "mm_projector_type" in _config(folder) or "mm_vision_tower" in _config(folder)
 
 
-def read(folder: Path, request: Request) -> Stored:
+def read(folder: Path, request: Request) -> Model:
     """What the folder holds, none of its weights read yet.
 
     Raises:
@@ -42,11 +44,11 @@ def read(folder: Path, request: Request) -> Stored:
     values, said = _config(folder), read_said(folder)
     _check_kind(folder, values)
     weights = read_weights(folder, request.allow_pickle)
-    projector = _below(weights, _PROJECTOR_AT)
-    tower = {name.removeprefix(TOWER): weight for name, weight in _below(weights, _TOWER_AT).items()}
+    projector = below(weights, _PROJECTOR_AT)
+    tower = {name.removeprefix(TOWER): weight for name, weight in below(weights, _TOWER_AT).items()}
     words = {name: weight for name, weight in weights.items() if not name.startswith((_PROJECTOR_AT, _TOWER_AT))}
     base = request.language or said.get("bases", {}).get("language")
-    return Stored(
+    return Model(
         Part("language", "full", base, _language(folder, values, words)),
         _vision(folder, values, tower, request),
         projector_weights(str(folder), projector, _PROJECTOR),
@@ -82,10 +84,6 @@ def _check_kind(folder: Path, values: dict[str, Any]) -> None:
             )
 
 
-def _below(weights: Weights, prefix: str) -> Weights:
-    return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
-
-
 def _language(folder: Path, values: dict[str, Any], weights: Weights) -> Any:
     def get() -> Body:
         from transformers import AutoConfig
@@ -113,8 +111,8 @@ def _vision(folder: Path, values: dict[str, Any], tower: Weights, request: Reque
         described = said.get("vision_config")
         files = folder if (folder / "preprocessor_config.json").is_file() else None
         if described is None or files is None:
-            base = local_folder(str(name), "vision")
-            config, files = CLIPVisionConfig.from_pretrained(base), files or base
+            base = local_folder(str(name), key_of("vision"), "*.json")
+            config, files = read_part_config("vision", base), files or base
         else:
             config = CLIPVisionConfig(**described)
         marks = tuple(said.get("merged", {}).get("vision", ()))
@@ -123,7 +121,7 @@ def _vision(folder: Path, values: dict[str, Any], tower: Weights, request: Reque
     return Part("vision", "full", name, read_tower)
 
 
-def write_official(stored: Stored, folder: Path, how: How) -> dict[str, Any]:
+def write_official(model: Model, folder: Path, how: How) -> dict[str, Any]:
     """Write the layout: adapters merged; a tower that was not trained is named, not written.
 
     Returns:
@@ -132,22 +130,24 @@ def write_official(stored: Stored, folder: Path, how: How) -> dict[str, Any]:
     Raises:
         ConfigError: the language model is of a kind that LLaVA's code does not know, or nobody names the tower.
     """
-    language = stored.language.whole(how.base, stored.dtype)
-    tower = None if stored.vision.tuning == "frozen" else stored.vision.whole(how.base, stored.dtype)
+    language = model.language.whole(how.base, model.dtype)
+    tower = None if model.vision.tuning == "frozen" else model.vision.whole(how.base, model.dtype)
     kinds = {kind: theirs for theirs, kind in _TYPES.items()}
     if language.config.model_type not in kinds:
         raise ConfigError(f"LLaVA's own code has no language model of type {language.config.model_type}")
-    if stored.vision.base is None:
+    if tower is not None and not has_class_token(tower.config):
+        raise ConfigError("LLaVA's own code knows CLIP's towers alone, not SigLIP's")
+    if model.vision.base is None:
         hint = "Name it: --vision openai/clip-vit-large-patch14-336, for example."
         raise ConfigError("an official folder names the vision tower, and the source does not", hint)
     theirs = {ours: name for name, ours in _PROJECTOR.items()}
     weights = dict(language.weights)
-    weights |= {_PROJECTOR_AT + theirs[name]: weight for name, weight in stored.projector.items()}
+    weights |= {_PROJECTOR_AT + theirs[name]: weight for name, weight in model.projector.items()}
     if tower is not None:
         weights |= {_TOWER_AT + TOWER + name: weight for name, weight in tower.weights.items()}
         write_image_processor(tower.files, folder)
     write_config(folder, "language", language, how)
-    _add_to_config(stored, folder, kinds[language.config.model_type], tower is not None)
+    _add_to_config(model, folder, kinds[language.config.model_type], tower is not None)
     copy_tokenizer(language, folder)
     write(folder, weights, how.dtype, how.max_shard_size)
     bodies = {"language": language, "vision": tower}
@@ -164,18 +164,18 @@ def _described(config: Any) -> dict[str, Any]:
     }
 
 
-def _add_to_config(stored: Stored, folder: Path, model_type: str, with_tower: bool) -> None:
+def _add_to_config(model: Model, folder: Path, model_type: str, with_tower: bool) -> None:
     path = folder / "config.json"
     values = json.loads(path.read_text(encoding="utf-8"))
-    base = str(stored.vision.base)
+    base = str(model.vision.base)
     values |= {
         "architectures": ["LlavaLlamaForCausalLM" if model_type == "llava_llama" else "LlavaMistralForCausalLM"],
         "model_type": model_type,
-        "image_aspect_ratio": "pad" if stored.square == "pad" else "square",
+        "image_aspect_ratio": "pad" if model.square == "pad" else "square",
         "mm_vision_tower": str(Path(base).resolve()) if Path(base).is_dir() else base,
-        "mm_hidden_size": stored.projector["linear_1.weight"].shape[1],
+        "mm_hidden_size": model.projector["linear_1.weight"].shape[1],
         "mm_projector_type": "mlp2x_gelu",
-        "mm_vision_select_layer": stored.layer,
+        "mm_vision_select_layer": model.layer,
         "mm_vision_select_feature": "patch",
         "mm_use_im_start_end": False,
         "mm_use_im_patch_token": False,

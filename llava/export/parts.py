@@ -1,4 +1,4 @@
-"""What is a stored LLaVA model made of, whatever the layout it stands in?
+"""What is a LLaVA model on disk made of, whatever the layout it stands in?
 
 Each layout's file turns a folder into these nouns and back. Nothing here holds tensors: weights are read one by one
 when they are written. Inside, weights are named as transformers names a causal language model (``model.layers...``,
@@ -19,20 +19,21 @@ from torch import Tensor, nn
 
 from llava.errors import ConfigError
 from llava.export.lora import Adapter, merged
-from llava.export.tensors import Weights, read_weights
+from llava.export.tensors import Weights, read_weights, without_computed
 from llava.hf_device import torch_dtype
 from llava.hf_model import MANIFEST
+from llava.model import internlm
+from llava.model.language import llama_tensors
 from llava.model.load import Square
 from llava.model.projector import check_state
-from llava.model.weights import check_folder
+from llava.model.vision import TEXT_HALF, tower_classes
+from llava.model.weights import local_folder, read_config
 
 Role = Literal["language", "vision"]
 ROLES: tuple[Role, Role] = ("language", "vision")
 TOWER = "vision_model."
 """Level that transformers 4 has, and the hub's folders with it, in the names of a tower's weights."""
 HEAD = "lm_head.weight"
-# A folder of the whole CLIP holds the text half too.
-_TEXT_HALF = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class Part:
     adapter: Adapter | None = None
     quantize: Literal["none", "nf4"] = "none"
     """How the base was held in training."""
+    allow_pickle: bool = False
+    """Training was allowed to read the base from pickles."""
 
     @functools.cached_property
     def body(self) -> Body:
@@ -107,7 +110,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Stored:
+class Model:
     """A LLaVA model on disk."""
 
     language: Part
@@ -154,22 +157,25 @@ def base_part(role: Role, path: str | None, missing: str, allow_pickle: bool) ->
     def get() -> Body:
         if path is None:
             raise ConfigError(missing, f"Name it: --{role} FOLDER (convert.{role}).")
-        return read_body(role, local_folder(path, role), allow_pickle)
+        patterns = ("*.json", "*.safetensors", "*.model", "*.txt", *(("*.bin",) if allow_pickle else ()))
+        return read_body(role, local_folder(path, key_of(role), *patterns), allow_pickle)
 
     return get
 
 
 def read_body(role: Role, folder: Path, allow_pickle: bool) -> Body:
-    """A Hugging Face folder of a causal language model, or of a CLIP tower.
+    """A Hugging Face folder of a causal language model, or of a tower; InternLM and InternLM2 become Llama.
 
     Raises:
         ConfigError: no such model there.
         WeightsError: a weight is missing, left over or of another shape.
     """
-    config = _read_config(role, folder)
-    weights = read_weights(folder, allow_pickle)
+    config = read_part_config(role, folder)
     if role == "vision":
-        weights = {n.removeprefix(TOWER): w for n, w in weights.items() if not n.startswith(_TEXT_HALF)}
+        all_weights = read_weights(folder, allow_pickle)
+        weights = {n.removeprefix(TOWER): w for n, w in all_weights.items() if not n.startswith(TEXT_HALF)}
+    else:
+        weights = without_computed(llama_tensors(str(folder), allow_pickle))
     marks = tuple(read_said(folder).get("merged", {}).get(role, ()))
     return Body(checked(str(folder), role, weights, config), config, folder, marks)
 
@@ -183,23 +189,6 @@ def read_said(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {folder / MANIFEST}: {error}") from None
     return said
-
-
-def local_folder(path: str, role: Role) -> Path:
-    """The folder itself, or the copy of a hub's folder that transformers would load.
-
-    Raises:
-        ConfigError: it is not there.
-    """
-    check_folder(path, f"convert.{role}")
-    if Path(path).is_dir():
-        return Path(path)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(path))
-    except Exception as error:  # network, cache and hub have errors of their own
-        raise ConfigError(f"convert.{role}: cannot get {path}: {error}") from None
 
 
 def checked(what: str, role: Role, weights: Weights, config: Any) -> Weights:
@@ -225,12 +214,25 @@ def check_weights(what: str, wanted: dict[str, Tensor], weights: Weights) -> Non
     check_state(what, wanted, {name: torch.empty(w.shape, device="meta") for name, w in weights.items()})
 
 
-def _read_config(role: Role, folder: Path) -> Any:
-    from transformers import AutoConfig, CLIPVisionConfig
+def key_of(role: Role) -> str:
+    """The config key of a part's base, for messages."""
+    return f"convert.{role}"
 
+
+def read_part_config(role: Role, folder: Path) -> Any:
+    """Transformers' config of a folder's language model or tower.
+
+    Raises:
+        ConfigError: there is none, or it is of another kind.
+    """
+    from transformers import AutoConfig, LlamaConfig
+
+    values = read_config(str(folder), key_of(role))
     try:
         if role == "vision":
-            return CLIPVisionConfig.from_pretrained(folder)
+            return tower_classes(values, str(folder))[0].from_pretrained(folder)
+        if internlm.is_internlm(values):
+            return LlamaConfig(**internlm.llama_config(values))
         return AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"no {role} model in {folder}: {error}") from None
@@ -238,11 +240,14 @@ def _read_config(role: Role, folder: Path) -> Any:
 
 def _skeleton(role: Role, config: Any) -> nn.Module:
     """The architecture without numbers."""
-    from transformers import AutoModelForCausalLM, CLIPVisionModel
+    from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         try:
-            model = CLIPVisionModel(config) if role == "vision" else AutoModelForCausalLM.from_config(config)
+            if role == "vision":
+                model = tower_classes(config.to_dict(), "the source")[1](config)
+            else:
+                model = AutoModelForCausalLM.from_config(config)
         except ValueError as error:
             raise ConfigError(f"no {role} model of type {config.model_type}: {str(error).splitlines()[0]}") from None
     assert isinstance(model, nn.Module)

@@ -13,9 +13,9 @@ import torch
 from llava.errors import ConfigError, WeightsError
 from llava.export.bodies import How, projector_weights, write_body
 from llava.export.lora import Adapter, inside, read_adapter, write_adapter
-from llava.export.parts import ROLES, Part, Role, Stored, base_part, linear_weights, read_said
+from llava.export.parts import HEAD, ROLES, Model, Part, Role, base_part, linear_weights, read_said
 from llava.export.request import Request
-from llava.export.tensors import Weights, read_file, read_weights
+from llava.export.tensors import Weights, read_weights
 from llava.export.weights import write
 from llava.model.load import FORMAT, MANIFEST, read_manifest, versions
 from llava.model.projector import CONFIG, Projector
@@ -23,6 +23,7 @@ from llava.model.vision import layers_used
 
 UNUSED = "unused_layers"
 """File beside a tower's adapters with those on layers that never run: XTuner makes them, training here does not."""
+_HEAD = HEAD.removesuffix(".weight")
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 
 
@@ -31,7 +32,7 @@ def holds(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def read(folder: Path, request: Request) -> Stored:
+def read(folder: Path, request: Request) -> Model:
     """What the folder holds, none of its weights read yet.
 
     Raises:
@@ -40,7 +41,7 @@ def read(folder: Path, request: Request) -> Stored:
     """
     manifest = read_manifest(folder)
     language, vision = (_read_part(folder, role, manifest[role], request) for role in ROLES)
-    return Stored(
+    return Model(
         language,
         vision,
         projector_weights(str(folder), read_weights(folder / "projector", request.allow_pickle), {}),
@@ -55,44 +56,45 @@ def read(folder: Path, request: Request) -> Stored:
 
 def _read_part(folder: Path, role: Role, said: dict[str, Any], request: Request) -> Part:
     base = request.base(role) or said["path"]
-    get = base_part(role, base, "", request.allow_pickle)
+    allowed = bool(said.get("allow_pickle"))
+    get = base_part(role, base, "", request.allow_pickle or allowed)
     if said["tuning"] == "full":
         get = base_part(role, str(folder / role), "", request.allow_pickle)
     adapter = _read_adapter(folder / f"{role}_adapter", request) if said["tuning"] == "lora" else None
-    return Part(role, said["tuning"], base, get, adapter, said["quantize"])
+    return Part(role, said["tuning"], base, get, adapter, said["quantize"], allowed)
 
 
 def _read_adapter(folder: Path, request: Request) -> Adapter:
     adapter = read_adapter(folder, request.allow_pickle)
     if (folder / f"{UNUSED}.safetensors").is_file():
-        more = {inside(name): weight for name, weight in read_file(folder / f"{UNUSED}.safetensors").items()}
+        more = {inside(name): weight for name, weight in read_weights(folder, False, UNUSED).items()}
         adapter = replace(adapter, weights={**adapter.weights, **more})
     return adapter
 
 
-def write_run(stored: Stored, folder: Path, how: How) -> None:
+def write_run(model: Model, folder: Path, how: How) -> None:
     """Write the layout; adapters stay adapters, and frozen parts are named.
 
     Raises:
         ConfigError: template or a base is not known, or adapters are of a shape that a run cannot have.
         WeightsError: adapters are not on the layers that a run has them on.
     """
-    write_projector(stored.projector, folder / "projector", how)
+    write_projector(model.projector, folder / "projector", how)
     for role in ROLES:
-        part = stored.part(role)
+        part = model.part(role)
         if part.tuning == "full":
             write_body(folder / role, role, part.body, how)
         elif part.adapter is not None:
-            _write_adapter(stored, part, folder / f"{role}_adapter", how)
+            _write_adapter(model, part, folder / f"{role}_adapter", how)
     manifest = {
         "format": FORMAT,
-        "template": stored.named_template(),
-        "vision_layer": stored.layer,
-        "square": stored.square,
-        "step": stored.step,
-        "dtype": stored.dtype,
-        "language": _said(stored.language),
-        "vision": _said(stored.vision),
+        "template": model.named_template(),
+        "vision_layer": model.layer,
+        "square": model.square,
+        "step": model.step,
+        "dtype": model.dtype,
+        "language": _said(model.language),
+        "vision": _said(model.vision),
         "versions": versions(),
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -117,6 +119,7 @@ def _said(part: Part) -> dict[str, Any]:
         "tuning": part.tuning,
         "quantize": part.quantize if part.tuning != "full" else "none",
         "lora": None if part.adapter is None else _shape(part.adapter),
+        "allow_pickle": part.allow_pickle,
     }
 
 
@@ -124,19 +127,25 @@ def _shape(adapter: Adapter) -> dict[str, Any]:
     config = adapter.config
     if config.get("use_rslora"):
         raise ConfigError("a run's adapters are not scaled by the root of their rank", "Merge them: llava merge.")
-    return {"rank": config["r"], "alpha": int(config["lora_alpha"]), "dropout": config["lora_dropout"]}
+    return {
+        "rank": config["r"],
+        "alpha": int(config["lora_alpha"]),
+        "dropout": config["lora_dropout"],
+        "head": _HEAD in adapter.layers,
+    }
 
 
-def _write_adapter(stored: Stored, part: Part, folder: Path, how: How) -> None:
+def _write_adapter(model: Model, part: Part, folder: Path, how: How) -> None:
     adapter = part.adapter
     assert adapter is not None
-    used = None if part.role == "language" else layers_used(stored.layer, part.body.config.num_hidden_layers)
+    used = None if part.role == "language" else layers_used(model.layer, part.body.config.num_hidden_layers)
     unused = {name: weight for name, weight in adapter.weights.items() if not _runs(name, used)}
     kept = replace(adapter, weights={name: w for name, w in adapter.weights.items() if name not in unused})
     wanted = {name.removesuffix(".weight") for name in linear_weights(part.role, part.body.config)}
+    wanted |= {_HEAD} & set(kept.layers)
     if differing := set(kept.layers) ^ {name for name in wanted if _runs(name, used)}:
         raise WeightsError(
-            f"a run has adapters on every linear layer of its {part.role} model but the head; these differ at "
+            f"a run has adapters on every linear layer of its {part.role} model; these differ at "
             + ", ".join(sorted(differing)[:5]),
             "Merge them first: llava merge.",
         )

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from llava.errors import ConfigError
-from llava.export.tensors import NUMBER_FORMATS, Weight, Weights, as_bytes
+from llava.export.tensors import Weight, Weights, as_bytes
+from llava.model.shards import FORMATS
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_NAMES = {dtype: name for name, dtype in NUMBER_FORMATS.items()}
+_NAMES = {dtype: name for name, dtype in FORMATS.items()}
 
 
 def write(folder: Path, weights: Weights, dtype: torch.dtype | None, max_size: str, stem: str = "model") -> None:
@@ -67,7 +68,7 @@ def _write_file(path: Path, weights: Weights, dtype: torch.dtype | None) -> None
 
 
 def _made(name: str, weight: Weight, dtype: torch.dtype | None) -> Tensor:
-    tensor = weight.make().to("cpu", dtype or weight.dtype)
+    tensor = weight.read().to("cpu", dtype or weight.dtype)
     if tuple(tensor.shape) != weight.shape:
         raise ValueError(f"{name} is {tuple(tensor.shape)}, {weight.shape} was told")
     if not bool(torch.isfinite(tensor).all()):

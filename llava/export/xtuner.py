@@ -18,16 +18,18 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from llava import config
-from llava.export import remote
+from llava.errors import ConfigError
+from llava.export import fused, remote
 from llava.export.bodies import How, projector_weights, write_body
 from llava.export.lora import is_adapter, read_adapter, write_adapter
-from llava.export.parts import ROLES, TOWER, Part, Role, Stored, base_part, read_said
+from llava.export.parts import ROLES, TOWER, Model, Part, Role, base_part, key_of, read_said
 from llava.export.request import Request
-from llava.export.tensors import Weights, has_weights, read_weights
+from llava.export.tensors import Weights, read_weights
 from llava.export.weights import write
+from llava.model.weights import read_config
 
 _PROJECTOR = {f"model.{n}.{kind}": f"linear_{n // 2 + 1}.{kind}" for n in (0, 2) for kind in ("weight", "bias")}
 _ADAPTERS: dict[Role, str] = {"language": "llm_adapter", "vision": "visual_encoder_adapter"}
@@ -45,7 +47,7 @@ def holds(folder: Path) -> bool:
     return "visual_hidden_size" in values
 
 
-def read(folder: Path, request: Request) -> Stored:
+def read(folder: Path, request: Request) -> Model:
     """What the folder holds, none of its weights read yet.
 
     Raises:
@@ -57,7 +59,7 @@ def read(folder: Path, request: Request) -> Stored:
     projector = read_weights(folder / "projector", request.allow_pickle)
     square = "crop" if re.search(r"pad_image_to_square\s*=\s*False", text) else "pad"
     layer = re.search(r"visual_select_layer\s*=\s*(-?\d+)", text)
-    return Stored(
+    return Model(
         language,
         vision,
         projector_weights(str(folder), projector, _PROJECTOR),
@@ -80,12 +82,20 @@ def _read_part(folder: Path, role: Role, text: str, request: Request) -> Part:
     # XTuner quantises the language model alone.
     four_bit = role == "language" and re.search(r"load_in_4bit\s*=\s*True", text)
     quantize = said.get("quantize", {}).get(role, "nf4" if four_bit else "none")
-    if adapter is None and has_weights(whole):
+    if adapter is None and (whole / "config.json").is_file():
         return Part(role, "full", base, base_part(role, str(whole), "", request.allow_pickle))
     what = "language model" if role == "language" else "vision tower"
     missing = f"{folder} does not hold its {what}, which was {'frozen' if adapter is None else 'tuned with LoRA'}"
     get = base_part(role, base, missing, request.allow_pickle)
+    if adapter is not None and fused.on_fused_layers(adapter):
+        adapter = fused.to_llama(adapter, _base_config(base, missing))
     return Part(role, "frozen" if adapter is None else "lora", base, get, adapter, quantize)
+
+
+def _base_config(base: str | None, missing: str) -> dict[str, Any]:
+    if base is None:
+        raise ConfigError(missing, "Name it: --language FOLDER (convert.language).")
+    return read_config(base, key_of("language"))
 
 
 def _training_config(folder: Path) -> str:
@@ -100,17 +110,20 @@ def _template(text: str) -> str | None:
     return found[1] if found and found[1] in get_args(config.Template) else None
 
 
-def write_xtuner(stored: Stored, folder: Path, how: How) -> None:
+def write_xtuner(model: Model, folder: Path, how: How) -> None:
     """Write the layout; adapters stay adapters, and frozen parts are not written."""
-    _write_projector(stored.projector, folder / "projector", how)
+    _write_projector(model.projector, folder / "projector", how)
     for role in ROLES:
-        part = stored.part(role)
+        part = model.part(role)
         if part.tuning == "full":
             write_body(folder / _WHOLE[role], role, part.body, how)
         elif part.adapter is not None:
             prefix = TOWER if role == "vision" else ""
             changes = {"base_model_name_or_path": part.base}
-            write_adapter(folder / _ADAPTERS[role], part.adapter, how.dtype, how.max_shard_size, prefix, **changes)
+            adapter = part.adapter
+            if role == "language" and fused.was_fused(adapter):
+                adapter = fused.to_internlm2(adapter, _base_config(part.base, "the source does not name its base"))
+            write_adapter(folder / _ADAPTERS[role], adapter, how.dtype, how.max_shard_size, prefix, **changes)
 
 
 def _write_projector(projector: Weights, folder: Path, how: How) -> None:

@@ -65,7 +65,7 @@ def load_tensors(
         tensors: by the model's own names.
         path: where they come from, for messages and the model's name.
     """
-    state = {name: tensor.read() for name, tensor in tensors.items() if not _COMPUTED.search(name)}
+    state = {name: tensor.read() for name, tensor in tensors.items() if not COMPUTED.search(name)}
     options = {**_placed(dtype, quantization, device), "config": config, "state_dict": state}
     model = _checked(lambda: model_class.from_pretrained(None, **options), path, key, ())
     model.config.name_or_path = path

@@ -51,8 +51,8 @@ def whole(folder: Path) -> dict[str, Tensor]:
     """The model as one, whatever the layout: names as in the hub's folders."""
     stored = read(folder, Request())
     parts = {role: stored.part(role).whole("original", "fp32").weights for role in ("language", "vision")}
-    found = {f"{role}.{name}": weight.make() for role, weights in parts.items() for name, weight in weights.items()}
-    return found | {f"projector.{name}": weight.make() for name, weight in stored.projector.items()}
+    found = {f"{role}.{name}": weight.read() for role, weights in parts.items() for name, weight in weights.items()}
+    return found | {f"projector.{name}": weight.read() for name, weight in stored.projector.items()}
 
 
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
@@ -180,7 +180,7 @@ def test_a_folder_that_xtuner_wrote_is_read(tmp_path: Path, tiny_language: Path,
     assert load(hf, device="cpu").template == "internlm2_chat"
     run = keep(tmp_path / "run", "run", source=folder, **bases)
     manifest = json.loads((run / "llava.json").read_text())
-    assert manifest["language"]["lora"] == {"rank": 4, "alpha": 6, "dropout": 0.05}
+    assert manifest["language"]["lora"] == {"rank": 4, "alpha": 6, "dropout": 0.05, "head": False}
     assert (manifest["template"], manifest["vision_layer"], manifest["square"]) == ("internlm2_chat", -2, "pad")
     ours = our_logits(load_trained(run), "<image>\nWhat?")
     assert torch.max(torch.abs(their_logits(hf, "What?")[:, : ours.shape[-1]] - ours)).item() <= CLOSE
@@ -271,7 +271,7 @@ def test_a_published_official_folder_is_read_when_pickles_are_allowed(
     tmp_path: Path, tiny_language: Path, tiny_vision: Path
 ) -> None:
     source = build_official(tmp_path / "official", tiny_language, tiny_vision)
-    with pytest.raises(ConfigError, match=r"index\.json is pickled(.|\n)*--allow-pickle"):
+    with pytest.raises(ConfigError, match=r"are pickles \(\.bin\)(.|\n)*--allow-pickle"):
         convert(tmp_path / "hf", source=source)
     with pytest.raises(ConfigError, match=r"names no conversation template(.|\n)*llava_v1"):
         convert(tmp_path / "hf", source=source, allow_pickle=True)
@@ -305,12 +305,12 @@ def test_a_pickle_that_does_more_than_hold_weights_is_never_run(
     source, trap = tmp_path / "xtuner", tmp_path / "trap"
     build_xtuner(source, tiny_language, tiny_vision, pickled=True)
     bases = {"language": tiny_language, "vision": tiny_vision}
-    with pytest.raises(ConfigError, match=r"pytorch_model.bin is pickled"):
+    with pytest.raises(ConfigError, match=r"projector are pickles"):
         convert(tmp_path / "hf", source=source, **bases)
     convert(tmp_path / "hf", source=source, allow_pickle=True, **bases)
     for protocol in (2, 4):
         (source / "projector/pytorch_model.bin").write_bytes(pickle.dumps({"model.0.weight": Evil(trap)}, protocol))
-        with pytest.raises(WeightsError, match=r"cannot read .* as weights alone"):
+        with pytest.raises(WeightsError, match=r"cannot read .*pytorch_model\.bin"):
             convert(tmp_path / "other", source=source, allow_pickle=True, **bases)
     assert not trap.exists()
 
@@ -366,7 +366,7 @@ def test_weights_are_split_and_read_together_again(tmp_path: Path, layouts: dict
         assert places["metadata"]["total_size"] == sizes
         equal(whole(layouts["run"]), whole(folder))
         shards[1].unlink()
-        with pytest.raises(WeightsError, match="names files that are not there: model-00002-of"):
+        with pytest.raises(WeightsError, match=r"cannot read .*model-00002-of"):
             keep(tmp_path / "other", "run", source=folder)
 
 

@@ -165,7 +165,7 @@ def _grower(rows: int, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
 
     def grown(tensor: Tensor) -> Tensor:
         old = tensor.to(dtype)
-        mean = old.float().mean(0, keepdim=True).to(dtype)
+        mean = old.mean(0, keepdim=True, dtype=torch.float32).to(dtype)
         return torch.cat([old, mean.expand(rows - len(old), -1)])
 
     return grown

@@ -121,7 +121,7 @@ def merged(what: str, weights: Weights, adapter: Adapter) -> Weights:
 
 def _adder(down: Weight, up: Weight, scale: float) -> Any:
     def add(base: Tensor) -> Tensor:
-        return base.float() + (up.read().float() @ down.read().float()).mul_(scale).to(base.device)
+        return torch.addmm(base.float(), up.read().float(), down.read().float(), alpha=scale)
 
     return add
 

@@ -29,12 +29,10 @@ def load_language(path: str, dtype: torch.dtype, quantization: Any, device: str,
         ConfigError: no such folder, no model in it, or one whose logits are more than its head's output.
         WeightsError: a weight is missing, left over or of another shape.
     """
-    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-    values = read_config(path, KEY)
-    if internlm.is_internlm(values):
-        config = LlamaConfig(**internlm.llama_config(values))
-        tensors = llama_tensors(path, allow_pickle)
+    if internlm.is_internlm(read_config(path, KEY)):
+        config, tensors = language_config(path), llama_tensors(path, allow_pickle)
         model = load_tensors(LlamaForCausalLM, config, tensors, path, dtype, quantization, device, KEY)
     else:
         model = load_pretrained(AutoModelForCausalLM, path, dtype, quantization, device, KEY, allow_pickle=allow_pickle)
@@ -43,6 +41,23 @@ def load_language(path: str, dtype: torch.dtype, quantization: Any, device: str,
         raise ConfigError(f"model.language.path: {path} changes its logits after the head ({', '.join(changed)})")
     model.config.use_cache = False
     return model
+
+
+def language_config(path: str) -> Any:
+    """The config of the model that ``load_language`` makes of a folder: a ``LlamaConfig`` for InternLM and InternLM2.
+
+    Raises:
+        ConfigError: no such folder, or a model that transformers knows only with code of the folder's own.
+    """
+    from transformers import AutoConfig, LlamaConfig
+
+    values = read_config(path, KEY)
+    if internlm.is_internlm(values):
+        return LlamaConfig(**internlm.llama_config(values))
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{KEY}: cannot read the config of {path}: {error}") from None
 
 
 def llama_tensors(path: str, allow_pickle: bool = False) -> dict[str, Stored]:

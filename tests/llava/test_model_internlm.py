@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from llava.errors import ConfigError, WeightsError
 from llava.model.internlm import fuse, llama_config, rows
-from llava.model.language import check_nf4, llama_tensors, load_language, nf4
+from llava.model.language import check_nf4, language_config, llama_tensors, load_language, nf4
 from tests.llava import tiny_zoo as zoo
 
 CLOSE = 1e-5
@@ -173,6 +173,18 @@ def test_tensors_are_read_one_by_one_under_llamas_names(tmp_path: Path) -> None:
     at = "model.layers.1.self_attn.{}_proj.weight"
     q, k, v = (model.state_dict()[at.format(part)] for part in "qkv")
     assert torch.equal(fuse(zoo.INTERNLM2, q, k, v), state["model.layers.1.attention.wqkv.weight"])
+
+
+def test_its_config_is_llamas_and_says_that_there_was_one_layer(tmp_path: Path) -> None:
+    folder = zoo.write_folder(tmp_path / "own", zoo.INTERNLM2, zoo.internlm2_state(zoo.INTERNLM2))
+    config = language_config(str(folder))
+    rope = {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 2.0}
+    assert {key: config.rope_parameters[key] for key in rope} == rope
+    assert (config.attention_bias, config.rms_norm_eps, config.fused_qkv) == (False, 1e-5, True)
+    load_language(str(folder), torch.float32, None, "cpu").save_pretrained(tmp_path / "llama")
+    again = language_config(str(tmp_path / "llama"))
+    assert (again.model_type, again.fused_qkv, again.rope_parameters) == ("llama", True, config.rope_parameters)
+    assert torch.equal(logits(tmp_path / "llama", some_ids(90)), logits(folder, some_ids(90)))
 
 
 def test_rows_of_the_fused_layer() -> None:

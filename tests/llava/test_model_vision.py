@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel, SiglipVisionModel
 
-from llava.config import VisionConfig
+from llava.config import ModelConfig, VisionConfig
 from llava.data.images import prepare
 from llava.errors import ConfigError, WeightsError
-from llava.model.load import build
+from llava.model.load import build, load_trained, save_trained
 from llava.model.vision import VisionTower, load_processor, load_vision, output_size
 from tests.llava.test_model_join import batch, config, samples, trainable, trained
 from tests.llava.tiny_zoo import build_siglip
@@ -106,7 +108,7 @@ SIGLIP_LINEARS = [*(f"self_attn.{p}_proj" for p in ("q", "k", "v", "out")), "mlp
 def test_siglip_trains_what_is_used_of_it(tiny_language: Path, siglip: Path, tuning: str, quantize: str) -> None:
     values = config(tiny_language, siglip, seeing=tuning).model_dump()
     values["vision"]["quantize"] = quantize
-    loaded = build(type(config(tiny_language, siglip)).model_validate(values), torch.float32)
+    loaded = build(ModelConfig.model_validate(values), torch.float32)
     names = {name for name in trainable(loaded.model) if name.startswith("vision.")}
     if tuning == "lora":
         modules = [f"vision.clip.encoder.layers.{n}.{name}" for n in range(2) for name in SIGLIP_LINEARS]
@@ -121,8 +123,6 @@ def test_siglip_trains_what_is_used_of_it(tiny_language: Path, siglip: Path, tun
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 def test_a_trained_siglip_comes_back_whole(tiny_language: Path, siglip: Path, tmp_path: Path, tuning: str) -> None:
-    from llava.model.load import load_trained, save_trained
-
     loaded = build(config(tiny_language, siglip, seeing=tuning), torch.float32)
     save_trained(loaded, trained(loaded), tmp_path / "model")
     again = load_trained(tmp_path / "model")
@@ -131,6 +131,24 @@ def test_a_trained_siglip_comes_back_whole(tiny_language: Path, siglip: Path, tm
     if tuning == "full":
         _, info = SiglipVisionModel.from_pretrained(tmp_path / "model" / "vision", output_loading_info=True)
         assert not info["missing_keys"] and not info["unexpected_keys"]
+
+
+def test_pickled_bases_need_a_word_that_travels(tiny_language: Path, tiny_vision: Path, tmp_path: Path) -> None:
+    parts = {}
+    for name, folder in (("language", tiny_language), ("vision", tiny_vision)):
+        parts[name] = shutil.copytree(folder, tmp_path / name)
+        torch.save(load_file(folder / "model.safetensors"), parts[name] / "pytorch_model.bin")
+        (parts[name] / "model.safetensors").unlink()
+    values = config(parts["language"], parts["vision"]).model_dump()
+    for name in parts:
+        with pytest.raises(ConfigError, match="are pickles"):
+            build(ModelConfig.model_validate(values), torch.float32)
+        values["vision" if name == "language" else "language"]["allow_pickle"] = True
+    loaded = build(ModelConfig.model_validate(values), torch.float32)
+    save_trained(loaded, trained(loaded), tmp_path / "model")
+    again = load_trained(tmp_path / "model")
+    with torch.no_grad():
+        assert again.model(batch())[0].item() == loaded.model.eval()(batch())[0].item()
 
 
 def test_other_towers_and_processors_are_refused(siglip: Path, tiny_language: Path, tmp_path: Path) -> None:

@@ -203,6 +203,16 @@ def test_whole_models_in_the_root_and_beside_it(tmp_path: Path, tiny_vision: Pat
     assert torch.equal(logits(load_trained(tmp_path / "ours")), logits(loaded))
 
 
+def test_a_pretrained_projector_alone(tmp_path: Path, internlm2: Path, tiny_vision: Path) -> None:
+    state = write_projector(tmp_path / "projector")
+    with pytest.raises(ConfigError, match="has no language model and names none"):
+        load_xtuner(tmp_path, str(tiny_vision), "internlm2_chat")
+    loaded = load_xtuner(tmp_path, str(tiny_vision), "internlm2_chat", str(internlm2))
+    assert (loaded.config.language.tuning, loaded.config.vision.tuning) == ("frozen", "frozen")
+    assert tuned(loaded).keys() == {f"projector.linear_{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")}
+    assert torch.equal(tuned(loaded)["projector.linear_1.bias"], state["model.0.bias"])
+
+
 def test_pickled_adapters_need_a_word(published: Path, internlm2: Path, tiny_vision: Path) -> None:
     state = factors(zoo.internlm2_state(zoo.INTERNLM2), internlm2_modules())
     whole = logits(load_xtuner(published, str(tiny_vision), "internlm2_chat"))

@@ -90,7 +90,8 @@ def _untrained(job: ConvertJob) -> Model:
     """Bases with the projector that a training with the same seed starts from."""
     import torch
 
-    from llava.export.parts import ROLES, Model, Part, base_part
+    from llava.export.architecture import ROLES
+    from llava.export.parts import Model, Part, base_part
     from llava.export.tensors import of_tensor
     from llava.model.projector import Projector
 

@@ -16,8 +16,9 @@ from llava.convert import check_output, manifest, request_of, write_aside, write
 from llava.errors import ConfigError
 
 if TYPE_CHECKING:
+    from llava.export.architecture import Role
     from llava.export.bodies import How
-    from llava.export.parts import Model, Part, Role
+    from llava.export.parts import Model, Part
 
 Which = Literal["both", "language", "vision"]
 
@@ -53,7 +54,7 @@ def merge(config: ConvertConfig, which: str = "both") -> None:
 
 def _write_model(config: ConvertConfig, source: Path, which: str, how: How) -> None:
     from llava.export import layouts
-    from llava.export.parts import ROLES
+    from llava.export.architecture import ROLES
 
     layout = layouts.detect(source)
     model = layouts.read(source, request_of(config))

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from llava.export.parts import TOWER, Body, Grown, Role, architecture, check_weights
+from llava.export.architecture import TOWER, Role, architecture, check_weights
+from llava.export.parts import Body, Grown
 from llava.export.tensors import Weights
 from llava.export.weights import write
 from llava.hf_model import MANIFEST
@@ -35,7 +36,7 @@ class How:
 
 
 def write_body(folder: Path, role: Role, body: Body, how: How) -> None:
-    """Write a causal language model with its tokenizer, or a CLIP tower with its image processor."""
+    """Write a causal language model with its tokenizer, or a tower with its image processor."""
     folder.mkdir(parents=True, exist_ok=True)
     write_config(folder, role, body, how)
     if role == "language":

@@ -8,9 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from llava.export.architecture import architecture
 from llava.export.bodies import copy_tokenizer, name_tokenizer, plain_name, unquantised
 from llava.export.chat_template import chat_template
-from llava.export.parts import Body, architecture
+from llava.export.parts import Body
 from llava.model.language import load_tokenizer
 from llava.model.load import Square
 from llava.model.vision import has_class_token, load_processor

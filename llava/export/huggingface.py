@@ -18,8 +18,9 @@ from torch import Tensor
 
 from llava.errors import ConfigError
 from llava.export import files
+from llava.export.architecture import HEAD, ROLES, TOWER, Role, checked
 from llava.export.bodies import How, dtype_name, projector_weights, say_in_older_words
-from llava.export.parts import HEAD, ROLES, TOWER, Body, Grown, Model, Part, Role, checked, read_said
+from llava.export.parts import Body, Grown, Model, Part, read_said
 from llava.export.request import Request
 from llava.export.tensors import Weight, Weights, below, read_weights
 from llava.export.weights import write

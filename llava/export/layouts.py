@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from llava.errors import ConfigError
 from llava.export import huggingface, official, run, xtuner
+from llava.export.architecture import ROLES
 from llava.export.bodies import How
-from llava.export.parts import ROLES, Model
+from llava.export.parts import Model
 from llava.export.request import Request
 
 Layout = Literal["run", "xtuner", "official", "hf"]

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import ConfigError
+from llava.export.architecture import ROLES, TOWER, checked, key_of, read_part_config
 from llava.export.bodies import How, copy_tokenizer, projector_weights, unquantised, write_config, write_image_processor
-from llava.export.parts import ROLES, TOWER, Body, Model, Part, base_part, checked, key_of, read_part_config, read_said
+from llava.export.parts import Body, Model, Part, base_part, read_said
 from llava.export.request import Request
 from llava.export.tensors import Weights, below, read_weights
 from llava.export.weights import write

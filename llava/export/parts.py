@@ -14,26 +14,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
-
 from llava.errors import ConfigError
+from llava.export.architecture import TOWER, Role, checked, key_of, linear_weights, read_part_config
 from llava.export.lora import Adapter, merged
+from llava.export.nf4 import as_trained
 from llava.export.tensors import Weights, read_weights, without_computed
 from llava.hf_device import torch_dtype
 from llava.hf_model import MANIFEST
-from llava.model import internlm
 from llava.model.language import llama_tensors
 from llava.model.load import Square
-from llava.model.projector import check_state
-from llava.model.vision import TEXT_HALF, tower_classes
-from llava.model.weights import local_folder, read_config
-
-Role = Literal["language", "vision"]
-ROLES: tuple[Role, Role] = ("language", "vision")
-TOWER = "vision_model."
-"""Level that transformers 4 has, and the hub's folders with it, in the names of a tower's weights."""
-HEAD = "lm_head.weight"
+from llava.model.vision import TEXT_HALF
+from llava.model.weights import local_folder
 
 
 @dataclass(frozen=True)
@@ -97,7 +88,7 @@ class Part:
         body = self.body
         weights = body.weights
         if self.quantize == "nf4" and base == "as_trained":
-            weights = _as_trained(weights, linear_weights(self.role, body.config), torch_dtype(dtype))
+            weights = as_trained(weights, linear_weights(self.role, body.config), torch_dtype(dtype))
         if self.adapter is None:
             return replace(body, weights=weights)
         mark = self.adapter.digest()
@@ -189,100 +180,3 @@ def read_said(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {folder / MANIFEST}: {error}") from None
     return said
-
-
-def checked(what: str, role: Role, weights: Weights, config: Any) -> Weights:
-    """The weights without a tied head, held against the architecture.
-
-    Raises:
-        WeightsError: a weight is missing, left over or of another shape.
-    """
-    wanted = {name.removeprefix(TOWER): tensor for name, tensor in _skeleton(role, config).state_dict().items()}
-    if role == "language" and getattr(config, "tie_word_embeddings", False):
-        wanted.pop(HEAD, None)
-        weights = {name: weight for name, weight in weights.items() if name != HEAD}
-    check_weights(what, wanted, weights)
-    return weights
-
-
-def check_weights(what: str, wanted: dict[str, Tensor], weights: Weights) -> None:
-    """Hold weights on disk against a model's.
-
-    Raises:
-        WeightsError: a weight is missing, left over or of another shape.
-    """
-    check_state(what, wanted, {name: torch.empty(w.shape, device="meta") for name, w in weights.items()})
-
-
-def key_of(role: Role) -> str:
-    """The config key of a part's base, for messages."""
-    return f"convert.{role}"
-
-
-def read_part_config(role: Role, folder: Path) -> Any:
-    """Transformers' config of a folder's language model or tower.
-
-    Raises:
-        ConfigError: there is none, or it is of another kind.
-    """
-    from transformers import AutoConfig, LlamaConfig
-
-    values = read_config(str(folder), key_of(role))
-    try:
-        if role == "vision":
-            return tower_classes(values, str(folder))[0].from_pretrained(folder)
-        if internlm.is_internlm(values):
-            return LlamaConfig(**internlm.llama_config(values))
-        return AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"no {role} model in {folder}: {error}") from None
-
-
-def _skeleton(role: Role, config: Any) -> nn.Module:
-    """The architecture without numbers."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        try:
-            if role == "vision":
-                model = tower_classes(config.to_dict(), "the source")[1](config)
-            else:
-                model = AutoModelForCausalLM.from_config(config)
-        except ValueError as error:
-            raise ConfigError(f"no {role} model of type {config.model_type}: {str(error).splitlines()[0]}") from None
-    assert isinstance(model, nn.Module)
-    return model
-
-
-def architecture(role: Role, config: Any) -> str:
-    """Name of transformers' class, as a config.json tells it."""
-    return type(_skeleton(role, config)).__name__
-
-
-def linear_weights(role: Role, config: Any) -> set[str]:
-    """The weights that 4-bit loading quantises: of every linear layer but the head."""
-    names = {name for name, module in _skeleton(role, config).named_modules() if isinstance(module, nn.Linear)}
-    return {f"{name.removeprefix(TOWER)}.weight" for name in names} - {HEAD}
-
-
-def _as_trained(weights: Weights, quantised: set[str], dtype: torch.dtype) -> Weights:
-    """Weights as a 4-bit run sees them: in its number format, linear layers quantised and de-quantised."""
-    return {name: weight.then(_through_nf4(dtype, name in quantised)) for name, weight in weights.items()}
-
-
-def _through_nf4(dtype: torch.dtype, quantised: bool) -> Callable[[Tensor], Tensor]:
-    def change(tensor: Tensor) -> Tensor:
-        if not quantised:
-            return tensor.to(dtype)
-        from bitsandbytes.functional import dequantize_4bit
-        from bitsandbytes.nn import Params4bit
-
-        # The numbers depend on the format that they were quantised from, and a little on the device.
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        packed = Params4bit(
-            tensor.to(dtype), requires_grad=False, quant_type="nf4", compress_statistics=True, quant_storage=dtype
-        ).to(device)
-        opened: Tensor = dequantize_4bit(packed.data, packed.quant_state)
-        return opened.cpu()
-
-    return change

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from llava.errors import ConfigError, WeightsError
+from llava.export.architecture import HEAD, ROLES, Role, linear_weights
 from llava.export.bodies import How, projector_weights, write_body
 from llava.export.lora import Adapter, inside, read_adapter, write_adapter
-from llava.export.parts import HEAD, ROLES, Model, Part, Role, base_part, linear_weights, read_said
+from llava.export.parts import Model, Part, base_part, read_said
 from llava.export.request import Request
 from llava.export.tensors import Weights, read_weights
 from llava.export.weights import write

@@ -23,9 +23,10 @@ from typing import Any, get_args
 from llava import config
 from llava.errors import ConfigError
 from llava.export import fused, remote
+from llava.export.architecture import ROLES, TOWER, Role, key_of
 from llava.export.bodies import How, projector_weights, write_body
 from llava.export.lora import is_adapter, read_adapter, write_adapter
-from llava.export.parts import ROLES, TOWER, Model, Part, Role, base_part, key_of, read_said
+from llava.export.parts import Model, Part, base_part, read_said
 from llava.export.request import Request
 from llava.export.tensors import Weights, read_weights
 from llava.export.weights import write

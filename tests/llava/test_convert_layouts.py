@@ -15,6 +15,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -186,6 +187,29 @@ def test_a_folder_that_xtuner_wrote_is_read(tmp_path: Path, tiny_language: Path,
     assert torch.max(torch.abs(their_logits(hf, "What?")[:, : ours.shape[-1]] - ours)).item() <= CLOSE
     # Adapters on the layer that never runs stay with the run, though it does not load them.
     equal(tensors(folder), tensors(keep(tmp_path / "back", "xtuner", source=run)))
+
+
+@pytest.mark.parametrize("base", ["as_trained", "original"])
+def test_a_4_bit_run_of_xtuners_goes_onto_the_base_that_is_chosen(
+    tmp_path: Path, tiny_language: Path, tiny_vision: Path, base: str
+) -> None:
+    folder = tmp_path / "xtuner"
+    models = build_xtuner(folder, tiny_language, tiny_vision)
+    written = folder / "xtuner_config.py"
+    written.write_text(written.read_text() + "quantization_config = dict(load_in_4bit=True)\n")
+    bases = {"language": tiny_language, "vision": tiny_vision}
+    run = keep(tmp_path / "run", "run", source=folder, **bases)
+    manifest = json.loads((run / "llava.json").read_text())
+    assert (manifest["dtype"], manifest["language"]["quantize"]) == ("fp16", "nf4")
+    seen = load_file(convert(tmp_path / "hf", source=folder, base=base, **bases) / "model.safetensors")
+    merged = models["llm_adapter"].merge_and_unload().state_dict()
+    gaps = [torch.max(torch.abs(seen["language_model." + n][: len(t)] - t)).item() for n, t in merged.items()]
+    assert max(gaps) <= 1e-6 if base == "original" else max(gaps) > 1e-3
+    layer = load_trained(run, torch.float16).model.language.model.layers[1].mlp.down_proj
+    packed = layer.base_layer.weight
+    opened = dequantize_4bit(packed.data, packed.quant_state).float() + layer.get_delta_weight("default").float()
+    gap = torch.max(torch.abs(seen["language_model.model.layers.1.mlp.down_proj.weight"] - opened)).item()
+    assert gap <= 1e-6 if base == "as_trained" else gap > 1e-3
 
 
 def test_xtuners_own_classes_read_what_is_written(tmp_path: Path, layouts: dict[str, Path]) -> None:

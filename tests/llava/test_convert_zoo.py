@@ -113,6 +113,13 @@ def test_every_language_model_of_the_zoo(tmp_path: Path, tiny_vision: Path, kind
     assert torch.max(torch.abs(our_logits(load_trained(tmp_path / "merged"), QUESTION) - ours)).item() <= CLOSE
 
 
+def test_what_llavas_own_code_does_not_know_is_said(tmp_path: Path, tiny_vision: Path) -> None:
+    language = zoo.build_kind(tmp_path / "phi3", "phi3")
+    source = train(tmp_path / "model", language, tiny_vision, ("lora", "frozen", "none"))
+    with pytest.raises(ConfigError, match="no language model of type phi3"):
+        convert(tmp_path / "official", source=source, to="official")
+
+
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "tower"])
 @pytest.mark.parametrize("tuning", ["frozen", "lora", "full"])
 def test_siglip_is_exported_and_comes_back(tmp_path: Path, tiny_language: Path, tuning: str, whole: bool) -> None:

@@ -27,6 +27,9 @@ Config = Annotated[str, typer.Option("--config", metavar="FILE", help="The job's
 MaybeConfig = Annotated[str | None, typer.Option("--config", metavar="FILE", help="The job's YAML file.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda; auto: a GPU where there is one.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+Base = Annotated[str, typer.Option(help="Adapters of a 4-bit run go onto: as_trained or original.")]
+ShardSize = Annotated[str, typer.Option(help="Largest weight file.")]
+Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read pickled weights (.bin) where there are no others.")]
 Template = Annotated[str | None, typer.Option(help="Conversation template; left out: the model's own.")]
 
 
@@ -63,27 +66,56 @@ def schema() -> None:
 def convert(
     paths: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[SOURCE] OUTPUT", help="A run's model folder, and the folder to write."),
+        typer.Argument(metavar="[SOURCE] OUTPUT", help="A model folder of any layout, and the folder to write."),
     ] = None,
     config: MaybeConfig = None,
-    base: Annotated[str, typer.Option(help="Adapters of a 4-bit run go onto: as_trained or original.")] = "as_trained",
-    dtype: Annotated[str, typer.Option(help="Written number format: fp32, bf16 or fp16.")] = "fp16",
-    language: Annotated[str | None, typer.Option(help="Base language model; left out: the run's.")] = None,
-    vision: Annotated[str | None, typer.Option(help="Base vision tower; left out: the run's.")] = None,
+    to: Annotated[str, typer.Option(help="Layout to write: hf, run, xtuner or official.")] = "hf",
+    base: Base = "as_trained",
+    dtype: Annotated[str, typer.Option(help="Written number format: auto, keep, fp32, bf16 or fp16.")] = "auto",
+    language: Annotated[str | None, typer.Option(help="Base language model; left out: the source's.")] = None,
+    vision: Annotated[str | None, typer.Option(help="Base vision tower; left out: the source's.")] = None,
     template: Template = None,
+    max_shard_size: ShardSize = "5GB",
+    allow_pickle: Pickle = False,
     seed: Annotated[int, typer.Option(help="Seed of a fresh projector, where there is no SOURCE.")] = 0,
 ) -> None:
-    """Turn a trained run into a folder that transformers loads.
+    """Turn a model folder into another layout: a run's, XTuner's, official LLaVA's or Hugging Face's.
 
-    Without SOURCE, --language and --vision make the untrained model.
+    The source's layout is seen, not told. Without SOURCE, --language and --vision make the untrained model.
     """
     from llava.convert import convert_job, from_config
     from llava.entry import guarded
 
     if config is not None:
         raise typer.Exit(from_config(config) if not paths else _refuse("--config", "paths"))
-    values = {"base": base, "dtype": dtype, "language": language, "vision": vision, "template": template}
+    values = {
+        "to": to, "base": base, "dtype": dtype, "language": language, "vision": vision, "template": template,
+        "max_shard_size": max_shard_size, "allow_pickle": allow_pickle,
+    }  # fmt: skip
     raise typer.Exit(guarded(lambda: convert_job(_convert_job(paths or [], values, seed)), on_signal="stop"))
+
+
+@app.command()
+def merge(
+    source: Annotated[str, typer.Argument(help="A run's or XTuner's model folder, or a bare PEFT adapter folder.")],
+    output: Annotated[str, typer.Argument(help="Folder to write, in the source's layout.")],
+    language: Annotated[str | None, typer.Option(help="Base language model; left out: the source's.")] = None,
+    vision: Annotated[str | None, typer.Option(help="Base vision tower; left out: the source's.")] = None,
+    part: Annotated[str, typer.Option(help="Whose adapters: both, language or vision.")] = "both",
+    base: Base = "as_trained",
+    dtype: Annotated[str, typer.Option(help="Written number format: keep, fp32, bf16 or fp16.")] = "keep",
+    max_shard_size: ShardSize = "5GB",
+    allow_pickle: Pickle = False,
+) -> None:
+    """Merge adapters into the weights that they were trained on; never twice."""
+    from llava.entry import guarded
+    from llava.merge import merge as run
+
+    values = {
+        "base": base, "dtype": dtype, "language": language, "vision": vision, "max_shard_size": max_shard_size,
+        "allow_pickle": allow_pickle,
+    }  # fmt: skip
+    raise typer.Exit(guarded(lambda: run(_convert_job([source, output], values, 0).convert, part), on_signal="stop"))
 
 
 def _convert_job(paths: list[str], values: dict[str, Any], seed: int) -> ConvertJob:

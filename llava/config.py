@@ -194,28 +194,35 @@ class TrainJob(Job):
 
 
 class ConvertConfig(Section):
-    """From a trained run to a folder that transformers loads."""
+    """A LLaVA model from one layout into another; the source's layout is seen, not told."""
 
     source: str | None = None
-    """A trained run's ``model`` folder; null: bases with a fresh projector (the untrained model), see language."""
+    """A trained run's ``model`` folder, or a folder of XTuner, official LLaVA or Hugging Face; null: bases with a fresh
+    projector (the untrained model), see language."""
     language: str | None = None
-    """Base language model; null: the one that the trained run names."""
+    """Base language model; null: the one that the source names."""
     vision: str | None = None
-    """Base vision tower; null: the one that the trained run names."""
+    """Base vision tower; null: the one that the source names."""
     template: Template | None = None
-    """Conversation template; null: the one that the trained run names (vicuna where there is none)."""
+    """Conversation template; null: the one that the source names (vicuna where there is none)."""
     output: str
-    """Folder to write: a Hugging Face LlavaForConditionalGeneration with processor and chat template."""
+    """Folder to write."""
+    to: Literal["hf", "run", "xtuner", "official"] = "hf"
+    """Its layout: Hugging Face's LlavaForConditionalGeneration with processor and chat template, a trained run's
+    ``model`` folder, XTuner's, or official LLaVA's; adapters are merged for hf and official, kept for the others."""
     base: Literal["as_trained", "original"] = "as_trained"
     """What adapters of a 4-bit run are merged onto: the de-quantised weights it was trained with, or the originals."""
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp16"
-    """Number format of the written weights."""
+    dtype: Literal["auto", "keep", "fp32", "bf16", "fp16"] = "auto"
+    """Number format of the written weights; keep: each as it is stored; auto: fp16 where a run's or XTuner's parts
+    become one model, else keep."""
     max_shard_size: str = "5GB"
     """Largest weight file."""
+    allow_pickle: bool = False
+    """Read pickled weights (.bin) where a folder has no others, by torch's reader of weights alone."""
 
 
 class ConvertJob(Job):
-    """``llava convert``: a trained run to a Hugging Face folder."""
+    """``llava convert``: a model into another layout, for one a trained run into a Hugging Face folder."""
 
     kind: Literal["convert"]
     """What the job does."""

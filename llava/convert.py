@@ -1,4 +1,4 @@
-"""``python -m llava.convert --config FILE``: a trained run becomes a folder that transformers loads.
+"""``python -m llava.convert --config FILE``: a LLaVA model from one layout into another.
 
 Without a source, two bases and a fresh projector do: the untrained model, to compare a trained one with.
 """
@@ -11,9 +11,7 @@ import logging
 import os
 import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +20,9 @@ from llava.entry import guarded, load_job
 from llava.errors import ConfigError
 
 if TYPE_CHECKING:
-    from llava.model.load import Loaded
+    from llava.export.layouts import Layout
+    from llava.export.parts import Model
+    from llava.export.request import Request
 
 MANIFEST = "llavajob.json"
 FORMAT = 1
@@ -37,135 +37,121 @@ def convert_job(job: ConvertJob) -> None:
         ConfigError: a folder is missing, the output is someone else's, or the request does not fit together.
         WeightsError: a weight is missing, left over or of another shape.
     """
-    output = Path(job.convert.output)
-    _check_request(job.convert)
-    _check_output(output, job.convert)
-    from llava.export.weights import byte_count  # torch comes with it, so mistakes were looked for before
-
-    byte_count(job.convert.max_shard_size)
-    loaded = _load(job)
-    aside = output.with_name(f".{output.name}.tmp-{os.getpid()}")
-    aside.mkdir(parents=True)
-    try:
-        _write(job.convert, loaded, aside)
-        _move(aside, output)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    log.info("wrote %s", output)
-
-
-def _check_request(config: ConvertConfig) -> None:
+    config = job.convert
     if config.source is None and (config.language is None or config.vision is None):
         raise ConfigError("convert needs a source, or both language and vision for an untrained model")
-    if config.source is not None and not (Path(config.source) / "llava.json").is_file():
-        raise ConfigError(f"no trained model in {config.source}: llava.json is missing", "Name a run's model folder.")
+    sources = {f"convert.{name}": getattr(config, name) for name in ("source", "language", "vision")}
+    check_output(Path(config.output), "convert.output", sources)
+    from llava.export import layouts  # torch comes with it, so mistakes were looked for before
+    from llava.export.bodies import How
+    from llava.export.weights import byte_count
+
+    byte_count(config.max_shard_size)
+    source = None if config.source is None else layouts.detect(Path(config.source))
+    model = _untrained(job) if config.source is None else layouts.read(Path(config.source), request_of(config))
+    how = How(_dtype(config, source), config.max_shard_size, config.base)
+
+    def fill(folder: Path) -> None:
+        said = layouts.write(model, folder, config.to, how)
+        write_manifest(folder, manifest(model, config.to, base=config.base, **said))
+
+    write_aside(Path(config.output), fill)
 
 
-def _check_output(output: Path, config: ConvertConfig) -> None:
+def check_output(output: Path, key: str, sources: dict[str, str | None]) -> None:
+    """Stop where an output would replace what somebody else wrote, or what is read.
+
+    Args:
+        key: what the output is called, for the message.
+        sources: what is read, by what it is called.
+
+    Raises:
+        ConfigError: it would.
+    """
     if output.exists() and not (output / MANIFEST).exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ConfigError(f"{output} exists and is not a folder that convert wrote", "Choose another output.")
-    for name in ("source", "language", "vision"):
-        value = getattr(config, name)
+    for name, value in sources.items():
         if value is not None and Path(value).exists() and _inside(Path(value), output):
-            raise ConfigError(f"convert.output {output} holds convert.{name} {value}", "Choose another output.")
+            raise ConfigError(f"{key} {output} holds {name} {value}", "Choose another output.")
 
 
 def _inside(path: Path, folder: Path) -> bool:
     return path.resolve().is_relative_to(folder.resolve())
 
 
-def _load(job: ConvertJob) -> Loaded:
-    if job.convert.source is None:
-        return _untrained(job)
-    return _trained(job.convert, job.convert.source)
+def request_of(config: ConvertConfig) -> Request:
+    """What a person says about the source."""
+    from llava.export.request import Request
+
+    return Request(config.language, config.vision, config.template, config.allow_pickle)
 
 
-def _untrained(job: ConvertJob) -> Loaded:
+def _untrained(job: ConvertJob) -> Model:
     """Bases with the projector that a training with the same seed starts from."""
-    from llava.config import ModelConfig, PartConfig, VisionConfig
-    from llava.hf_device import torch_dtype
-    from llava.model.load import build
-
-    config = job.convert
-    assert config.language is not None and config.vision is not None  # checked at the start
-    model = ModelConfig(
-        template=config.template or "vicuna",
-        language=PartConfig(path=config.language),
-        vision=VisionConfig(path=config.vision),
-    )
-    return build(model, torch_dtype(config.dtype), seed=job.seed)
-
-
-def _trained(config: ConvertConfig, source: str) -> Loaded:
     import torch
 
-    from llava.hf_device import torch_dtype
-    from llava.model.load import load_trained, read_manifest
+    from llava.export.architecture import ROLES
+    from llava.export.parts import Model, Part, base_part
+    from llava.export.tensors import of_tensor
+    from llava.model.projector import Projector
 
-    manifest = read_manifest(source)
-    four_bit = any(manifest[part]["quantize"] == "nf4" for part in ("language", "vision"))
-    as_trained = four_bit and config.base == "as_trained"
-    # 4-bit weights depend on the format that they were quantised from, and a little on the device.
-    dtype = torch_dtype(manifest.get("dtype", "fp32") if as_trained else config.dtype)
-    device = "cuda" if as_trained and torch.cuda.is_available() else "cpu"
-    with _with_bases(Path(source), manifest, config) as folder:
-        return load_trained(folder, dtype, device, original=config.base == "original")
-
-
-@contextmanager
-def _with_bases(source: Path, manifest: dict[str, Any], config: ConvertConfig) -> Iterator[Path]:
-    """The source as it would be with the request's bases and template, without touching it."""
-    changed = json.loads(json.dumps(manifest))
-    if config.template is not None:
-        changed["template"] = config.template
-    for part in ("language", "vision"):
-        if getattr(config, part) is not None:
-            changed[part]["path"] = getattr(config, part)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for path in source.resolve().iterdir():
-            if path.name != "llava.json":
-                (folder / path.name).symlink_to(path)
-        (folder / "llava.json").write_text(json.dumps(changed), encoding="utf-8")
-        yield folder
+    config, request = job.convert, request_of(job.convert)
+    language, vision = (
+        Part(role, "frozen", request.base(role), base_part(role, request.base(role), "", config.allow_pickle))
+        for role in ROLES
+    )
+    torch.manual_seed(job.seed)
+    projector = Projector(vision.body.config.hidden_size, language.body.config.hidden_size).state_dict()
+    weights = {name: of_tensor(tensor) for name, tensor in projector.items()}
+    return Model(language, vision, weights, config.template or "vicuna", trained=False)
 
 
-def _write(config: ConvertConfig, loaded: Loaded, folder: Path) -> None:
-    from llava.export import files
-    from llava.export.weights import weights, write
+def _dtype(config: ConvertConfig, source: Layout | None) -> Any:
     from llava.hf_device import torch_dtype
 
-    model, dtype = loaded.model, torch_dtype(config.dtype)
-    tokenizer = files.with_specials(loaded.tokenizer)
-    rows = files.vocabulary(model.language.get_input_embeddings().weight.shape[0], tokenizer)
-    described = files.model_config(loaded, tokenizer, rows, str(dtype).removeprefix("torch."))
-    described.save_pretrained(folder)
-    files.write_processor(folder, loaded, tokenizer)
-    files.write_generation(folder, loaded, tokenizer)
-    files.write_for_older_readers(folder)
-    with model.vision.whole() as tower:
-        every = list(weights(model.language, tower, model.projector, rows, described.tie_word_embeddings))
-        write(folder, every, dtype, config.max_shard_size)
-    # Last: a folder without it is not ours.
-    (folder / MANIFEST).write_text(json.dumps(_manifest(config, loaded), indent=2) + "\n", encoding="utf-8")
+    wanted = config.dtype
+    if wanted == "auto":
+        one_model = config.to in ("hf", "official") and source in ("run", "xtuner", None)
+        wanted = "fp16" if one_model else "keep"
+    return None if wanted == "keep" else torch_dtype(wanted)
 
 
-def _manifest(config: ConvertConfig, loaded: Loaded) -> dict[str, Any]:
+def manifest(model: Model, layout: Layout, **said: Any) -> dict[str, Any]:
+    """What llavajob.json says of a written folder."""
     from llava.model.load import versions
 
     return {
         "format": FORMAT,
-        "template": loaded.config.template,
-        "square": loaded.square,
-        "vision_layer": loaded.config.vision.layer,
-        "step": loaded.step,
-        "trained": config.source is not None,
-        "base": config.base,
-        "dtype": config.dtype,
-        "language": Path(loaded.config.language.path).name,
-        "vision": Path(loaded.config.vision.path).name,
+        "layout": layout,
+        "template": model.template,
+        "square": model.square,
+        "vision_layer": model.layer,
+        "step": model.step,
+        "trained": model.trained,
+        "trained_dtype": model.dtype,
+        "bases": {role: model.part(role).base for role in ("language", "vision")},
+        "quantize": {role: model.part(role).quantize for role in ("language", "vision")},
+        **said,
         "versions": versions(),
     }
+
+
+def write_manifest(folder: Path, values: dict[str, Any]) -> None:
+    """Write llavajob.json, last of all: a folder without it is not ours. Nulls are left out."""
+    told = {key: value for key, value in values.items() if value is not None}
+    (folder / MANIFEST).write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_aside(output: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a folder aside and move it in place of the one before."""
+    aside = output.with_name(f".{output.name}.tmp-{os.getpid()}")
+    aside.mkdir(parents=True)
+    try:
+        fill(aside)
+        _move(aside, output)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    log.info("wrote %s", output)
 
 
 def _move(aside: Path, output: Path) -> None:

@@ -1,14 +1,20 @@
-"""What stands beside the weights: config, tokenizer, processor, generation settings, our own manifest."""
+"""What stands beside the weights of a Hugging Face LLaVA: config, tokenizer, processor, generation settings."""
 
 from __future__ import annotations
 
 import copy
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from llava.export.architecture import architecture
+from llava.export.bodies import copy_tokenizer, name_tokenizer, plain_name, unquantised
 from llava.export.chat_template import chat_template
-from llava.model.load import Loaded
+from llava.export.parts import Body
+from llava.model.language import load_tokenizer
+from llava.model.load import Square
+from llava.model.vision import has_class_token, load_processor
 from llava.templates import IMAGE_TAG, get
 
 PAD_TAG = "<pad>"
@@ -32,28 +38,40 @@ def vocabulary(rows: int, tokenizer: Any) -> int:
     return rows if len(tokenizer) <= rows else -(-len(tokenizer) // _ROWS_MULTIPLE) * _ROWS_MULTIPLE
 
 
-def model_config(loaded: Loaded, tokenizer: Any, rows: int, dtype: str) -> Any:
+def tokenizer_of(body: Body) -> Any:
+    """A language model's tokenizer, without what an earlier export added to it.
+
+    It is read from a copy, since the whole model's config beside it would mislead transformers.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        copy_tokenizer(body, Path(folder))
+        (Path(folder) / "config.json").write_text(json.dumps({"model_type": body.config.model_type}), encoding="utf-8")
+        return load_tokenizer(folder)
+
+
+def model_config(language: Body, vision: Body, layer: int, tokenizer: Any, rows: int, dtype: str) -> Any:
     """A ``LlavaConfig`` for the weights.
 
     Args:
-        loaded: the model.
+        layer: index of the tower's hidden state that is used.
         tokenizer: with its special tokens.
         rows: vocabulary after growing.
         dtype: torch's name of the written number format.
     """
     from transformers import LlavaConfig
 
-    vision, text = loaded.model.vision, _unquantised(loaded.model.language.config)
+    text, tower = unquantised(language.config), unquantised(vision.config)
+    text.architectures, tower.architectures = [architecture("language", text)], [architecture("vision", tower)]
     text.vocab_size, text.pad_token_id, text.use_cache = rows, tokenizer.pad_token_id, True
     config = LlavaConfig(
-        vision_config=_unquantised(vision.clip.config),
+        vision_config=tower,
         text_config=text,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TAG),
-        vision_feature_layer=loaded.config.vision.layer,
-        vision_feature_select_strategy="default",
+        vision_feature_layer=layer,
+        vision_feature_select_strategy=select_strategy(tower),
         projector_hidden_act="gelu",
         multimodal_projector_bias=True,
-        image_seq_length=vision.patches,
+        image_seq_length=(tower.image_size // tower.patch_size) ** 2,
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=bool(text.tie_word_embeddings),
         architectures=["LlavaForConditionalGeneration"],
@@ -62,42 +80,47 @@ def model_config(loaded: Loaded, tokenizer: Any, rows: int, dtype: str) -> Any:
     return config
 
 
-def _unquantised(config: Any) -> Any:
-    plain = copy.deepcopy(config)
-    if hasattr(plain, "quantization_config"):
-        del plain.quantization_config
-    plain._name_or_path = ""
-    return plain
+def select_strategy(tower: Any) -> str:
+    """What of a tower's hidden state is used: all of it, or (default) all but CLIP's class token."""
+    return "default" if has_class_token(tower) else "full"
 
 
-def write_processor(folder: Path, loaded: Loaded, tokenizer: Any) -> None:
-    """Tokenizer, image processor and chat template, as one ``LlavaProcessor``."""
+def write_processor(folder: Path, vision: Body, tokenizer: Any, template: str | None, square: Square) -> None:
+    """Tokenizer, image processor and chat template, as one ``LlavaProcessor``.
+
+    Args:
+        template: the conversation template's name; None: the tokenizer's own chat template stays.
+    """
     from transformers import LlavaProcessor
 
-    template = get(loaded.config.template)
-    text = chat_template(template, tokenizer.bos_token is not None)
-    tokenizer.chat_template = text
+    if template is not None:
+        tokenizer.chat_template = chat_template(get(template), tokenizer.bos_token is not None)
+    pictures = load_processor(str(vision.files))
     processor = LlavaProcessor(
-        image_processor=loaded.processor,
+        image_processor=pictures,
         tokenizer=tokenizer,
-        patch_size=loaded.model.vision.clip.config.patch_size,
-        vision_feature_select_strategy="default",
+        patch_size=vision.config.patch_size,
+        vision_feature_select_strategy=select_strategy(vision.config),
         image_token=IMAGE_TAG,
-        num_additional_image_tokens=1,  # CLIP's class token, which "default" drops again
-        chat_template=text,
+        num_additional_image_tokens=int(has_class_token(vision.config)),
+        chat_template=tokenizer.chat_template,
     )
     processor.save_pretrained(folder)
-    loaded.processor.save_pretrained(folder)
-    _name_image_processor(folder, loaded.square)
+    pictures.save_pretrained(folder)
+    _name_image_processor(folder, plain_name(pictures), square)
+    name_tokenizer(folder)
 
 
-def _name_image_processor(folder: Path, square: str) -> None:
+def _name_image_processor(folder: Path, name: str, square: str) -> None:
     """Name a class that every transformers has, and make it pad where training did."""
-    changes: dict[str, Any] = {"image_processor_type": "CLIPImageProcessor"}
+    changes: dict[str, Any] = {"image_processor_type": name}
     if square == "pad":
         changes = {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
     alone, joint = folder / "preprocessor_config.json", folder / "processor_config.json"
-    values = json.loads(alone.read_text(encoding="utf-8")) | changes | {"processor_class": "LlavaProcessor"}
+    values = json.loads(alone.read_text(encoding="utf-8"))
+    # SigLIP's have no crop and do not say so; LLaVA's crops unless it is told.
+    changes |= {"do_center_crop": values.get("do_center_crop") or False, "processor_class": "LlavaProcessor"}
+    values |= changes
     alone.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     values = json.loads(joint.read_text(encoding="utf-8"))
     # Only version 5 reads it here, and version 4 fails on it; both read preprocessor_config.json.
@@ -105,32 +128,12 @@ def _name_image_processor(folder: Path, square: str) -> None:
     joint.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def write_for_older_readers(folder: Path) -> None:
-    """Say in transformers 4's words what transformers 5 writes in its own; both read the result.
-
-    Without this, version 4 would quietly take rope's default base of 10,000, and not know the tokenizer's class.
-    """
-    config = folder / "config.json"
-    values = json.loads(config.read_text(encoding="utf-8"))
-    rope = dict(values["text_config"].get("rope_parameters") or {})
-    if "rope_theta" in rope:
-        values["text_config"]["rope_theta"] = rope.pop("rope_theta")
-        if rope.get("rope_type", "default") != "default":
-            values["text_config"]["rope_scaling"] = rope
-        config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    tokenizer = folder / "tokenizer_config.json"
-    if (folder / "tokenizer.json").exists():
-        # This class takes tokenizer.json as it is; Llama's own would be built anew and split some texts differently.
-        values = json.loads(tokenizer.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
-        tokenizer.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def write_generation(folder: Path, loaded: Loaded, tokenizer: Any) -> None:
+def write_generation(folder: Path, tokenizer: Any, template: str | None) -> None:
     """Greedy generation that ends where the template's answers end."""
     from transformers import GenerationConfig
 
     ends = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    for word in get(loaded.config.template).stop_words:
+    for word in get(template).stop_words if template else ():
         ids = tokenizer.encode(word, add_special_tokens=False)
         if len(ids) == 1 and ids[0] not in (*ends, tokenizer.unk_token_id):
             ends.append(ids[0])

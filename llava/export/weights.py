@@ -1,158 +1,95 @@
-"""Which weights does the exported folder hold, under which names, in which files?
-
-Names are those of the LLaVA folders on the hub (``language_model.model...``, ``vision_tower.vision_model...``), which
-transformers 4 and 5, vLLM and VLMEvalKit all read; transformers 5 by itself would leave ``vision_model.`` out.
-"""
+"""How are weights written: into which files, in which number format, one tensor in memory at a time?"""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llava.errors import ConfigError
-from llava.model.adapters import ADAPTER
+from llava.export.tensors import Weight, Weights, as_bytes
+from llava.model.shards import FORMATS
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_NAMES = {dtype: name for name, dtype in FORMATS.items()}
 
 
-@dataclass(frozen=True)
-class Weight:
-    """One tensor that is computed when its file is written, so that no second model stands in memory."""
-
-    name: str
-    shape: tuple[int, ...]
-    make: Callable[[], Tensor]
-
-
-def weights(language: nn.Module, tower: nn.Module, projector: nn.Module, rows: int, tied: bool) -> Iterator[Weight]:
-    """Every weight of the exported model.
-
-    Args:
-        language: the causal language model, adapters and 4-bit weights still in place.
-        tower: the whole CLIP vision model, likewise.
-        projector: ours.
-        rows: vocabulary after growing.
-        tied: the head shares the embeddings' weight, so that it is not written.
-    """
-    for name, shape, make in plain(language):
-        if name == "lm_head.weight" and tied:
-            continue
-        if name in ("lm_head.weight", "model.embed_tokens.weight") and shape[0] < rows:
-            yield Weight(f"language_model.{name}", (rows, *shape[1:]), _grower(make, rows))
-        else:
-            yield Weight(f"language_model.{name}", shape, make)
-    for name, shape, make in plain(tower):
-        yield Weight(f"vision_tower.vision_model.{name.removeprefix('vision_model.')}", shape, make)
-    for name, shape, make in plain(projector):
-        yield Weight(f"multi_modal_projector.{name}", shape, make)
-
-
-def plain(model: nn.Module) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Tensor]]]:
-    """A model's tensors with adapters merged and 4-bit weights de-quantised, one by one.
-
-    Yields:
-        name without PEFT's levels, shape, and a function that computes the tensor (fp32 where adapters are merged).
-    """
-    parts: dict[str, nn.Module] = dict(model.named_modules())
-    for path, part in parts.items():
-        for key, tensor in [*part.named_parameters(recurse=False), *_saved_buffers(part)]:
-            name = f"{path}.{key}".lstrip(".")
-            if ".lora_" in name:
-                continue
-            adapted = parts[path.removesuffix(".base_layer")] if path.endswith(".base_layer") else None
-            update = adapted if key == "weight" else None
-            yield name.replace(".base_layer.", "."), _shape(tensor), _merger(tensor, update)
-
-
-def _saved_buffers(part: nn.Module) -> list[tuple[str, Tensor]]:
-    unsaved = part._non_persistent_buffers_set
-    return [(key, tensor) for key, tensor in part.named_buffers(recurse=False) if key not in unsaved]
-
-
-def _shape(tensor: Any) -> tuple[int, ...]:
-    state = getattr(tensor, "quant_state", None)
-    return tuple(tensor.shape if state is None else state.shape)
-
-
-def _merger(tensor: Any, adapted: Any) -> Callable[[], Tensor]:
-    def make() -> Tensor:
-        weight: Tensor = tensor.data
-        if getattr(tensor, "quant_state", None) is not None:
-            from bitsandbytes.functional import dequantize_4bit
-
-            weight = dequantize_4bit(tensor.data, tensor.quant_state)
-        if adapted is not None:
-            # In fp32, so that a small update is rounded once, together with its base.
-            weight = weight.float() + adapted.get_delta_weight(ADAPTER).float()
-        return weight
-
-    return make
-
-
-def _grower(make: Callable[[], Tensor], rows: int) -> Callable[[], Tensor]:
-    """Append rows that are the mean of those there are.
-
-    As head rows, their logit is the mean of all logits: never above the highest, so that no new token is ever picked.
-    """
-
-    def grown() -> Tensor:
-        old = make()
-        mean = old.float().mean(0, keepdim=True).to(old.dtype)
-        return torch.cat([old, mean.expand(rows - len(old), -1)])
-
-    return grown
-
-
-def write(folder: Path, all_weights: list[Weight], dtype: torch.dtype, max_size: str) -> None:
+def write(folder: Path, weights: Weights, dtype: torch.dtype | None, max_size: str, stem: str = "model") -> None:
     """Write safetensors files, each no larger than wanted unless one weight alone is, and the index of several.
 
     Args:
-        folder: where to; its config.json is there already.
-        all_weights: what to write.
-        dtype: number format of the files.
+        folder: where to.
+        weights: what to write.
+        dtype: number format of the files; None: each weight's own.
         max_size: "5GB", for example.
+        stem: first part of the files' names.
+
+    Raises:
+        ConfigError: a weight is not finite in that format.
     """
-    from safetensors.torch import save_file
-
-    files = _fill(all_weights, dtype.itemsize, byte_count(max_size))
-    names = [f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)]
-    names = names if len(files) > 1 else ["model.safetensors"]
+    files = _fill(weights, dtype, byte_count(max_size))
+    names = [f"{stem}-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)]
+    names = names if len(files) > 1 else [f"{stem}.safetensors"]
     for name, group in zip(names, files, strict=True):
-        tensors = {weight.name: weight.make().to("cpu", dtype).contiguous() for weight in group}
-        _check_finite(tensors)
-        save_file(tensors, folder / name, metadata={"format": "pt"})
-        shutil.copymode(folder / "config.json", folder / name)  # safetensors would let nobody else read it
+        _write_file(folder / name, group, dtype)
     if len(files) > 1:
-        total = sum(math.prod(weight.shape) for weight in all_weights) * dtype.itemsize
-        places = {weight.name: name for name, group in zip(names, files, strict=True) for weight in group}
+        places = {weight: name for name, group in zip(names, files, strict=True) for weight in group}
+        total = sum(_size(weight, dtype) for weight in weights.values())
         index = {"metadata": {"total_size": total}, "weight_map": places}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _check_finite(tensors: dict[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise ConfigError(f"{name} does not fit into {tensor.dtype}", "convert.dtype: bf16 or fp32 holds it.")
+def _write_file(path: Path, weights: Weights, dtype: torch.dtype | None) -> None:
+    """One file in the safetensors format: length of the header, header, tensors one behind the other.
+
+    The library's own writer takes a file's tensors all at once, and twice while it writes. The widest numbers come
+    first, as there, so that every tensor starts at a multiple of its numbers' size.
+    """
+    ordered = sorted(weights.items(), key=lambda item: -(dtype or item[1].dtype).itemsize)
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, weight in ordered:
+        start, end = end, end + _size(weight, dtype)
+        header[name] = {
+            "dtype": _NAMES[dtype or weight.dtype],
+            "shape": list(weight.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, weight in ordered:
+            file.write(as_bytes(_made(name, weight, dtype)))
 
 
-def _fill(all_weights: list[Weight], itemsize: int, most: int) -> list[list[Weight]]:
-    files: list[list[Weight]] = [[]]
+def _made(name: str, weight: Weight, dtype: torch.dtype | None) -> Tensor:
+    tensor = weight.read().to("cpu", dtype or weight.dtype)
+    if tuple(tensor.shape) != weight.shape:
+        raise ValueError(f"{name} is {tuple(tensor.shape)}, {weight.shape} was told")
+    # Smallest and largest at once: NaN comes through, and nothing as large as the tensor is made.
+    if tensor.numel() and not all(math.isfinite(end.item()) for end in torch.aminmax(tensor)):
+        raise ConfigError(f"{name} does not fit into {tensor.dtype}", "--dtype (convert.dtype): bf16 or fp32 holds it.")
+    return tensor
+
+
+def _size(weight: Weight, dtype: torch.dtype | None) -> int:
+    return math.prod(weight.shape) * (dtype or weight.dtype).itemsize
+
+
+def _fill(weights: Weights, dtype: torch.dtype | None, most: int) -> list[Weights]:
+    files: list[Weights] = [{}]
     size = 0
-    for weight in all_weights:
-        more = math.prod(weight.shape) * itemsize
+    for name, weight in weights.items():
+        more = _size(weight, dtype)
         if files[-1] and size + more > most:
-            files.append([])
+            files.append({})
             size = 0
-        files[-1].append(weight)
+        files[-1][name] = weight
         size += more
     return files
 

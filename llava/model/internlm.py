@@ -8,7 +8,6 @@ head: the query heads that share it, then the key head, then the value head (Int
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -153,8 +152,4 @@ def _third(name: str, fused: Stored, part: str, config: dict[str, Any]) -> Store
     chosen = rows(config, part)
     if fused.shape[0] != (wanted := sum(len(rows(config, one)) for one in "qkv")):
         raise WeightsError(f"{name} has {fused.shape[0]} rows, but the config's heads make {wanted}")
-
-    def make(read: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        return lambda: read()[chosen]
-
-    return Stored((len(chosen), *fused.shape[1:]), make(fused.read))
+    return fused.then(lambda tensor: tensor[chosen], (len(chosen), *fused.shape[1:]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,32 @@ class Stored:
 
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
-    """Gives the tensor, on the CPU and in its own number format; no copy is kept."""
+    """Gives the tensor, on the CPU; no copy is kept. In its own number format, or wider where it was changed."""
+    dtype: torch.dtype
+    """The number format it is kept in."""
+
+    def then(self, change: Callable[[Tensor], Tensor], shape: tuple[int, ...] | None = None) -> Stored:
+        """What a function makes of the tensor.
+
+        Args:
+            shape: of the result; None: as before.
+        """
+        return replace(self, read=lambda: change(self.read()), shape=self.shape if shape is None else shape)
+
+
+FORMATS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Number formats: safetensors' names and torch's."""
 
 
 def stored(folder: str | Path, stem: str = "model", allow_pickle: bool = False) -> dict[str, Stored]:
@@ -49,7 +74,8 @@ def pickle_refused(folder: str | Path) -> tuple[str, str]:
     """Message and hint for weights that come as pickles alone."""
     return (
         f"the weights in {folder} are pickles (.bin), which can hold code",
-        "Where you trust their source, set allow_pickle: true beside the path; or turn them into safetensors once.",
+        "Where you trust their source, set allow_pickle: true beside the path (llava convert: --allow-pickle); or turn "
+        "them into safetensors once.",
     )
 
 
@@ -99,9 +125,15 @@ def _safetensors(path: Path) -> dict[str, Stored]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: Stored(tuple(file.get_slice(name).get_shape()), reader(name)) for name in file.keys()}  # noqa: SIM118
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {
+                name: Stored(tuple(part.get_shape()), reader(name), FORMATS[part.get_dtype()])
+                for name, part in parts.items()
+            }
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"cannot read {path}: {error}") from None
+    except KeyError as error:
+        raise WeightsError(f"{path} holds numbers of the format {error}, which plain weights do not have") from None
 
 
 def _pickled(path: Path) -> dict[str, Stored]:
@@ -110,7 +142,7 @@ def _pickled(path: Path) -> dict[str, Stored]:
 
     # Mapped, not read: pages come in when a tensor is used, and leave under pressure.
     values = _load_pickle(path, mmap=True)
-    return {name: Stored(tuple(tensor.shape), reader(tensor)) for name, tensor in values.items()}
+    return {name: Stored(tuple(tensor.shape), reader(tensor), tensor.dtype) for name, tensor in values.items()}
 
 
 def _load_pickle(path: Path, mmap: bool) -> dict[str, Tensor]:

@@ -14,6 +14,8 @@ from llava.errors import ConfigError
 from llava.model.weights import load_pretrained, read_config
 
 KEY = "model.vision.path"
+TEXT_HALF = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
+"""Beginnings of the weights that a folder of the whole CLIP or SigLIP holds beyond the tower's."""
 _CLIP = ("clip", "clip_vision_model")
 _SIGLIP = ("siglip", "siglip_vision_model")
 """SigLIP2 folders of one resolution call themselves siglip too; those of any shape (NaFlex) siglip2."""
@@ -38,7 +40,7 @@ class VisionTower(nn.Module):
         super().__init__()
         self.clip = clip
         self.layer = layer
-        used = _layers_used(layer, clip.config.num_hidden_layers)
+        used = layers_used(layer, clip.config.num_hidden_layers)
         layers = list(clip.encoder.layers)
         clip.encoder.layers = nn.ModuleList(layers[:used])
         # A tuple hides the rest from parameters(), to() and state_dict().
@@ -52,7 +54,7 @@ class VisionTower(nn.Module):
     @property
     def class_token(self) -> bool:
         """Whether a CLS token stands before the patches (CLIP); it is not used."""
-        return self.clip.config.model_type in _CLIP
+        return has_class_token(self.clip.config)
 
     @property
     def width(self) -> int:
@@ -104,6 +106,11 @@ class VisionTower(nn.Module):
                 self.clip.head = None
 
 
+def has_class_token(config: Any) -> bool:
+    """Whether a tower's patches have a CLS token before them: CLIP's do, SigLIP's do not."""
+    return config.model_type in _CLIP
+
+
 def load_vision(
     config: VisionConfig, path: str, dtype: torch.dtype, quantization: Any, device: str, allow_pickle: bool = False
 ) -> Any:
@@ -117,16 +124,27 @@ def load_vision(
         ConfigError: no such folder, or none of these models in it.
         WeightsError: a weight is missing, left over or of another shape.
     """
-    from transformers import CLIPVisionModel, SiglipVisionModel
+    _, model_class = tower_classes(read_config(path, KEY), path)
+    return load_pretrained(model_class, path, dtype, quantization, device, KEY, TEXT_HALF, allow_pickle)
 
-    kind = read_config(path, KEY).get("model_type")
+
+def tower_classes(config: dict[str, Any], path: str) -> tuple[Any, Any]:
+    """Transformers' classes of a tower's config and model.
+
+    Args:
+        config: what the folder's ``config.json`` says.
+        path: the folder, for the message.
+
+    Raises:
+        ConfigError: it is of no kind that is known.
+    """
+    from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
+
+    kind = config.get("model_type")
     if kind not in (*_CLIP, *_SIGLIP):
         known = "CLIP and SigLIP are known, SigLIP2 in the folders of one resolution (siglip2-so400m-patch14-384)"
         raise ConfigError(f"{KEY}: {path} holds a model of type {kind!r}, no tower that is known", known)
-    # A folder of the whole model holds the text half too.
-    others = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
-    model_class = CLIPVisionModel if kind in _CLIP else SiglipVisionModel
-    return load_pretrained(model_class, path, dtype, quantization, device, KEY, others, allow_pickle)
+    return (CLIPVisionConfig, CLIPVisionModel) if kind in _CLIP else (SiglipVisionConfig, SiglipVisionModel)
 
 
 def load_processor(path: str) -> Any:
@@ -164,7 +182,7 @@ def output_size(processor: Any) -> tuple[int, int]:
     return crop["height"], crop["width"]
 
 
-def _layers_used(layer: int, layers: int) -> int:
+def layers_used(layer: int, layers: int) -> int:
     # hidden_states has one entry for the embeddings and one behind each layer.
     used = layer if layer >= 0 else layers + 1 + layer
     if not 0 < used <= layers:

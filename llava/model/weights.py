@@ -14,7 +14,7 @@ from llava.errors import ConfigError, WeightsError
 from llava.model.shards import Stored, pickle_refused
 
 # Buffers that old checkpoints carry and today's modules compute themselves.
-_COMPUTED = re.compile(r"(position_ids|rotary_emb\.inv_freq|masked_bias)$")
+COMPUTED = re.compile(r"(position_ids|rotary_emb\.inv_freq|masked_bias)$")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -65,7 +65,7 @@ def load_tensors(
         tensors: by the model's own names.
         path: where they come from, for messages and the model's name.
     """
-    state = {name: tensor.read() for name, tensor in tensors.items() if not _COMPUTED.search(name)}
+    state = {name: tensor.read() for name, tensor in tensors.items() if not COMPUTED.search(name)}
     options = {**_placed(dtype, quantization, device), "config": config, "state_dict": state}
     model = _checked(lambda: model_class.from_pretrained(None, **options), path, key, ())
     model.config.name_or_path = path
@@ -152,9 +152,9 @@ def check_folder(path: str, key: str) -> None:
 
 
 def _check_info(path: str, info: dict[str, Any], others: tuple[str, ...]) -> None:
-    missing = [name for name in _names(info, "missing_keys") if not _COMPUTED.search(name)]
+    missing = [name for name in _names(info, "missing_keys") if not COMPUTED.search(name)]
     left_over = [
-        name for name in _names(info, "unexpected_keys") if not _COMPUTED.search(name) and not name.startswith(others)
+        name for name in _names(info, "unexpected_keys") if not COMPUTED.search(name) and not name.startswith(others)
     ]
     shapes = _names(info, "mismatched_keys")
     problems = [

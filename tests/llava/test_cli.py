@@ -36,7 +36,7 @@ def test_help_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for verb in ("train", "convert", "mmbench", "chat", "toy", "schema"):
+    for verb in ("train", "convert", "merge", "mmbench", "chat", "toy", "schema"):
         assert verb in done.stdout
 
 

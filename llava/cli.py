@@ -119,21 +119,25 @@ def mmbench(
     ] = None,
 ) -> None:
     """Answer MMBench or CCBench and score it; a second start does only what is missing."""
-    from llava.entry import guarded
-    from llava.mmbench import from_config, rank_of, start
-
-    if config is not None:
-        raise typer.Exit(from_config(config, shard, merge) if model is None else _refuse("--config", "MODEL"))
     values = {
         "model": model, "data": data, "shards": shards, "batch": batch, "scorer": scorer, "baseline": baseline,
         "max_new_tokens": max_new_tokens, "template": template, "device": device, "precision": precision,
     }  # fmt: skip
-    raise typer.Exit(
-        guarded(
-            lambda: start(_eval_job(values, work_dir), shard, merge=merge),
-            on_signal="remember",
-            rank=rank_of(shard),
-        )
+    raise typer.Exit(_evaluate("mmbench", config, values, work_dir, shard, merge))
+
+
+def _evaluate(
+    benchmark: str, config: str | None, values: dict[str, Any], work_dir: str | None, shard: int | None, merge: bool
+) -> int:
+    from llava.entry import guarded
+    from llava.evals.command import from_config, rank_of, start
+
+    if config is not None:
+        return from_config(benchmark, config, shard, merge) if values["model"] is None else _refuse("--config", "MODEL")
+    return guarded(
+        lambda: start(_eval_job({**values, "benchmark": benchmark}, work_dir), shard, merge=merge),
+        on_signal="remember",
+        rank=rank_of(shard),
     )
 
 
@@ -141,9 +145,10 @@ def _eval_job(values: dict[str, Any], work_dir: str | None) -> EvalJob:
     from llava.config import EvalJob, parse
     from llava.errors import ConfigError
 
-    if values["model"] is None or values["data"] is None:
-        raise ConfigError("mmbench takes --config FILE, or MODEL DATA", "llava mmbench x-hf MMBench_DEV_EN.tsv")
-    place = work_dir or str(Path("mmbench") / f"{Path(values['data']).stem}-{Path(values['model']).resolve().name}")
+    benchmark, model, data = values["benchmark"], values["model"], values["data"]
+    if model is None or data is None:
+        raise ConfigError(f"{benchmark} takes --config FILE, or MODEL DATA", f"llava {benchmark} x-hf FILE")
+    place = work_dir or str(Path(benchmark) / f"{Path(data).stem}-{Path(model).resolve().name}")
     job = parse({"kind": "eval", "run_dir": place, "eval": values}, "the command line")
     assert isinstance(job, EvalJob)
     return job

@@ -19,8 +19,8 @@ import yaml
 from llava import mmbench
 from llava.config import EvalJob
 from llava.errors import ConfigError, DataError, Interrupted
-from llava.evals.mmbench import run
-from llava.evals.mmbench.fingerprint import weights_id
+from llava.evals import run
+from llava.evals.fingerprint import weights_id
 from llava.run_folder import read_lines
 from tests.llava.tiny_hf import build_llava, some_rows, write_tsv
 

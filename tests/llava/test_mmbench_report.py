@@ -11,11 +11,11 @@ from openpyxl import load_workbook
 
 from llava import mmbench
 from llava.config import EvalJob
-from llava.evals.mmbench.fingerprint import fingerprint
+from llava.evals.fingerprint import fingerprint
 from llava.evals.mmbench.rows import read
-from llava.evals.mmbench.run import subjects
 from llava.evals.mmbench.sheet import sheet
-from llava.evals.mmbench.store import Answer, AnswerFile
+from llava.evals.run import subjects
+from llava.evals.store import Answer, AnswerFile
 from tests.llava.tiny_hf import COLUMNS, build_llava, question_rows, some_rows, write_tsv
 
 

@@ -9,7 +9,7 @@ from llava.evals.mmbench.rows import Row
 ENGLISH = "Answer with the option's letter from the given choices directly."
 CHINESE = "请直接回答选项字母。"
 PROMPT_VERSION = 1
-"""Part of the answers' fingerprint: raise it with any change that alters a prompt."""
+"""Raise it with any change that alters a prompt."""
 
 _CHINESE_CHARACTER = re.compile("[\u4e00-\u9fff]")
 

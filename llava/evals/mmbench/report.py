@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table as RichTable
 
-from llava.evals.mmbench.merge import Merged
+from llava.config import EvalJob
+from llava.evals.benchmark import Answered
+from llava.evals.merge import Merged
 from llava.evals.mmbench.rows import Table
-from llava.evals.mmbench.score import Judged, Scores
+from llava.evals.mmbench.score import Judged, Scores, judge, score
 from llava.evals.mmbench.sheet import sheet
 from llava.run_folder import write_aside
 
@@ -25,6 +29,36 @@ class Result:
     merged: Merged
     judged: list[Judged]
     scores: Scores | None
+
+
+def report(job: EvalJob, table: Table, answered: list[Answered]) -> str:
+    """Score what was answered and write it all down.
+
+    Args:
+        job: the evaluation.
+        table: the benchmark file.
+        answered: by the model, then by its baseline where there is one.
+
+    Returns:
+        the table to show, or where to upload what has no answers here.
+    """
+    results = [_result(job.eval.scorer, one, table) for one in answered]
+    paths = [write_predictions(one.folder, table, result) for one, result in zip(answered, results, strict=True)]
+    model, baseline = results[0], results[1] if len(results) > 1 else None
+    write_scores(answered[0].folder, table, job.eval.scorer, model, baseline)
+    text = io.StringIO()
+    console = Console(file=text, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    if table.has_answers:
+        console.print(score_table(table, job.eval.scorer, model, baseline))
+    else:
+        console.print(f"{table.path} has no answers, so there is no score here. Upload to the benchmark's server:")
+    console.print(str(paths[0]))
+    return text.getvalue()
+
+
+def _result(scorer: str, one: Answered, table: Table) -> Result:
+    judged = judge(table, one.merged.predictions, scorer)
+    return Result(one.model, one.fingerprint, one.merged, judged, score(judged) if table.has_answers else None)
 
 
 def write_predictions(folder: Path, table: Table, result: Result) -> Path:

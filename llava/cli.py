@@ -126,6 +126,33 @@ def mmbench(
     raise typer.Exit(_evaluate("mmbench", config, values, work_dir, shard, merge))
 
 
+@app.command()
+def refcoco(
+    model: Annotated[str | None, typer.Argument(help="Hugging Face LLaVA folder.")] = None,
+    data: Annotated[str | None, typer.Argument(help="JSON file with phrases and boxes.")] = None,
+    images: Annotated[str | None, typer.Option(help="Folder with COCO's pictures.")] = None,
+    config: MaybeConfig = None,
+    shard: Annotated[int | None, typer.Option(help="Answer only the shard of this number, from 0.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Only merge and score what is answered.")] = False,
+    shards: Annotated[int, typer.Option(help="How many shards --shard counts.")] = 1,
+    batch: Annotated[int, typer.Option(help="Rows in one generation; 1 is the reference.")] = 16,
+    baseline: Annotated[str | None, typer.Option(help="A second folder, shown beside the first.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 100,
+    template: Template = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    work_dir: Annotated[
+        str | None, typer.Option(help="Where answers and scores go; left out: refcoco/<data>-<model>.")
+    ] = None,
+) -> None:
+    """Find what phrases name (RefCOCO, +, g) and score it; a second start does only what is missing."""
+    values = {
+        "model": model, "data": data, "images": images, "shards": shards, "batch": batch, "baseline": baseline,
+        "max_new_tokens": max_new_tokens, "template": template, "device": device, "precision": precision,
+    }  # fmt: skip
+    raise typer.Exit(_evaluate("refcoco", config, values, work_dir, shard, merge))
+
+
 def _evaluate(
     benchmark: str, config: str | None, values: dict[str, Any], work_dir: str | None, shard: int | None, merge: bool
 ) -> int:

@@ -85,5 +85,6 @@ class Benchmark:
 def named(name: str) -> Benchmark:
     """The benchmark that ``eval.benchmark`` names."""
     from llava.evals.mmbench.benchmark import MMBENCH
+    from llava.evals.refcoco.benchmark import REFCOCO
 
-    return {"mmbench": MMBENCH}[name]
+    return {"mmbench": MMBENCH, "refcoco": REFCOCO}[name]

@@ -17,7 +17,7 @@ ABBREVIATIONS = {
     "calligraphy_painting": "Calligraphy Painting",
     "cultural_relic": "Cultural Relic",
 }
-"""MMBench's six level-2 abilities and CCBench's seven categories, as XTuner names them (xtuner/tools/mmbench.py, v0.1.23)."""
+"""MMBench's six level-2 abilities and CCBench's seven categories (xtuner/tools/mmbench.py, v0.1.23)."""
 
 
 def with_abbreviation(category: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 _INTEGER = re.compile(r"\d+")
+_WRITTEN = re.compile(r"\{<(\d{1,3})><(\d{1,3})><(\d{1,3})><(\d{1,3})>\}")
 _MOST_DIGITS = 9
 """A longer number is no coordinate; Python refuses to read very long ones."""
 
@@ -54,6 +55,11 @@ def read_box(answer: str) -> Box | None:
         return None
     x1, y1, x2, y2 = map(int, numbers)
     return Box(x1, y1, x2, y2)
+
+
+def as_fractions(answer: str) -> str:
+    """An answer with its boxes as ``[x1, y1, x2, y2]`` in fractions of the picture's sides, for other programs."""
+    return _WRITTEN.sub(lambda box: "[" + ", ".join(f"{int(edge) / 100}" for edge in box.groups()) + "]", answer)
 
 
 def iou(one: Box, other: Box) -> float:

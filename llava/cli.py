@@ -153,6 +153,25 @@ def refcoco(
     raise typer.Exit(_evaluate("refcoco", config, values, work_dir, shard, merge))
 
 
+@app.command()
+def refcoco_data(
+    annotations: Annotated[Path, typer.Argument(help="Folder with REFER's refcoco, refcoco+ and refcocog.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    limit: Annotated[int, typer.Option(help="Most records of each kind to learn from.", min=1)] = 70_000,
+    seed: Annotated[int, typer.Option(help="What they are drawn by.")] = 0,
+    mix: Annotated[Path | None, typer.Option(help="Records to train on together with these (JSON list).")] = None,
+) -> None:
+    """Make RefCOCO's evaluation files and training records from REFER's annotations."""
+    from llava.entry import guarded
+    from llava.evals.refcoco.prepare import prepare
+
+    def work() -> None:
+        for line in prepare(annotations, output, limit, seed, mix):
+            typer.echo(line)
+
+    raise typer.Exit(guarded(work, on_signal="stop"))
+
+
 def _evaluate(
     benchmark: str, config: str | None, values: dict[str, Any], work_dir: str | None, shard: int | None, merge: bool
 ) -> int:

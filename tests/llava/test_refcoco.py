@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from llava import mmbench, refcoco
+from llava import refcoco
 from llava.config import EvalJob
 from llava.errors import ConfigError, DataError
 from llava.evals.refcoco.boxes import Box, iou, normalised, read_box
@@ -335,6 +337,18 @@ def test_each_module_runs_its_own_benchmark(tmp_path: Path, model: Path, data: P
 
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(job(tmp_path, model, data, images).model_dump()))
-    assert mmbench.main(["--config", str(config), "--merge"]) == 2
-    assert refcoco.main(["--config", str(config)]) == 0
+    command = [sys.executable, "-m", "llava", "mmbench", "--config", str(config)]
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert f"{config} asks for refcoco, not mmbench" in refused.stderr
+    command[3] = "refcoco"
+    assert subprocess.run(command, capture_output=True, text=True).returncode == 0
     assert (tmp_path / "eval/refcoco/report.txt").exists()
+
+
+def test_by_hand_it_takes_model_data_and_images(tmp_path: Path, model: Path, data: Path, images: Path) -> None:
+    words = ["refcoco", str(model), str(data), "--images", str(images), "--max-new-tokens", "3", "--device", "cpu"]
+    done = subprocess.run([sys.executable, "-m", "llava", *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "refcoco_val: 6 phrases" in done.stdout
+    assert (tmp_path / f"refcoco/refcoco_val-{model.name}/eval/refcoco/scores.json").exists()

@@ -181,6 +181,14 @@ def test_json_goes_before_the_pickle(tmp_path: Path) -> None:
     assert one.split == "val" and one.bbox == [4.0, 4.0, 17.5, 16.0]
 
 
+def test_a_part_without_phrases_has_no_file(tmp_path: Path) -> None:
+    refer = annotations(tmp_path / "refer")
+    (refer / "refcoco/refs(unc).json").write_text(json.dumps([reference(1, "val")]))
+    told = prepare(refer, tmp_path / "out")
+    assert f"{tmp_path / 'out/refcoco_val'}.json  2 rows" in told
+    assert not (tmp_path / "out/refcoco_testA.json").exists()
+
+
 def test_what_is_missing_or_wrong_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has none of refcoco, refcoco\+, refcocog"):
         prepare(tmp_path, tmp_path / "out")

@@ -26,7 +26,7 @@ LIMIT = 70_000
 
 
 def prepare(annotations: Path, output: Path, limit: int = LIMIT, seed: int = 0, mix: Path | None = None) -> list[str]:
-    """Write every file.
+    """Write every file that has rows.
 
     ``<dataset>_<part>.json`` for evaluation; ``train.json`` with phrases and boxes; ``refer.json`` and
     ``identify.json`` with LLaVA records; and ``mix.json`` with both and the mix's records.
@@ -60,6 +60,7 @@ def prepare(annotations: Path, output: Path, limit: int = LIMIT, seed: int = 0, 
     files["identify"] = _drawn(train, IDENTIFY, _identify, limit, f"{seed}/identify")
     if mix is not None:
         files["mix"] = [*files["refer"], *files["identify"], *_records(mix)]
+    files = {name: rows for name, rows in files.items() if rows}
     for name, rows in files.items():
         write_aside(output / f"{name}.json", json.dumps(rows, ensure_ascii=False) + "\n")
     return [f"{output / name}.json  {len(rows):,} rows" for name, rows in files.items()]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.llava.test_refcoco import records, write, write_pictures
 from tests.llava.tiny_hf import build_llava
 from tests.shell import Shell, shell
@@ -12,6 +14,7 @@ from tests.shell import Shell, shell
 __all__ = ["shell"]
 
 
+@pytest.mark.slow
 def test_the_recipe_runs_on_two_shards(shell: Shell, tiny_language: Path, tiny_vision: Path) -> None:
     model = build_llava(shell.folder / "hf", tiny_language, tiny_vision, {"template": "vicuna", "square": "pad"})
     data, images = write(shell.folder / "refcoco_val.json", records()), write_pictures(shell.folder / "images")

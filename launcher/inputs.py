@@ -15,7 +15,7 @@ _READ: dict[str, tuple[Key, ...]] = {
         ("model", "language", "path"), ("model", "vision", "path"), ("model", "projector", "path"),
         ("data", "records"), ("data", "images"),
     ),
-    "eval": (("eval", "model"), ("eval", "baseline"), ("eval", "data")),
+    "eval": (("eval", "model"), ("eval", "baseline"), ("eval", "data"), ("eval", "images")),
     "convert": (("convert", "source"), ("convert", "language"), ("convert", "vision")),
     "toy": (),
 }  # fmt: skip

@@ -104,7 +104,8 @@ def _steps(stage: Stage, python: str, environment: dict[str, str]) -> list[Step]
         command = (python, "-m", "llava.agent", "--", "-m", "llava.train", "--config", config)
         return [_gang(name, resources, processes_per_node(stage), command, shared)]
     if stage.kind == "eval":
-        return _eval_steps(name, stage, (python, "-m", "llava.mmbench", "--config", config), shared)
+        module = f"llava.{stage.tree.values['eval']['benchmark']}"
+        return _eval_steps(name, stage, (python, "-m", module, "--config", config), shared)
     return [_single("task", name, stage, (python, "-m", f"llava.{stage.kind}", "--config", config), shared)]
 
 

@@ -151,21 +151,71 @@ def mmbench(
     ] = None,
 ) -> None:
     """Answer MMBench or CCBench and score it; a second start does only what is missing."""
-    from llava.entry import guarded
-    from llava.mmbench import from_config, rank_of, start
-
-    if config is not None:
-        raise typer.Exit(from_config(config, shard, merge) if model is None else _refuse("--config", "MODEL"))
     values = {
         "model": model, "data": data, "shards": shards, "batch": batch, "scorer": scorer, "baseline": baseline,
         "max_new_tokens": max_new_tokens, "template": template, "device": device, "precision": precision,
     }  # fmt: skip
-    raise typer.Exit(
-        guarded(
-            lambda: start(_eval_job(values, work_dir), shard, merge=merge),
-            on_signal="remember",
-            rank=rank_of(shard),
-        )
+    raise typer.Exit(_evaluate("mmbench", config, values, work_dir, shard, merge))
+
+
+@app.command()
+def refcoco(
+    model: Annotated[str | None, typer.Argument(help="Hugging Face LLaVA folder.")] = None,
+    data: Annotated[str | None, typer.Argument(help="JSON file with phrases and boxes.")] = None,
+    images: Annotated[str | None, typer.Option(help="Folder with COCO's pictures.")] = None,
+    config: MaybeConfig = None,
+    shard: Annotated[int | None, typer.Option(help="Answer only the shard of this number, from 0.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Only merge and score what is answered.")] = False,
+    shards: Annotated[int, typer.Option(help="How many shards --shard counts.")] = 1,
+    batch: Annotated[int, typer.Option(help="Rows in one generation; 1 is the reference.")] = 16,
+    baseline: Annotated[str | None, typer.Option(help="A second folder, shown beside the first.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 100,
+    template: Template = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    work_dir: Annotated[
+        str | None, typer.Option(help="Where answers and scores go; left out: refcoco/<data>-<model>.")
+    ] = None,
+) -> None:
+    """Find what phrases name (RefCOCO, +, g) and score it; a second start does only what is missing."""
+    values = {
+        "model": model, "data": data, "images": images, "shards": shards, "batch": batch, "baseline": baseline,
+        "max_new_tokens": max_new_tokens, "template": template, "device": device, "precision": precision,
+    }  # fmt: skip
+    raise typer.Exit(_evaluate("refcoco", config, values, work_dir, shard, merge))
+
+
+@app.command()
+def refcoco_data(
+    annotations: Annotated[Path, typer.Argument(help="Folder with REFER's refcoco, refcoco+ and refcocog.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    limit: Annotated[int, typer.Option(help="Most records of each kind to learn from.", min=1)] = 70_000,
+    seed: Annotated[int, typer.Option(help="What they are drawn by.")] = 0,
+    mix: Annotated[Path | None, typer.Option(help="Records to train on together with these (JSON list).")] = None,
+) -> None:
+    """Make RefCOCO's evaluation files and training records from REFER's annotations."""
+    from llava.entry import guarded
+    from llava.evals.refcoco.prepare import prepare
+
+    def work() -> None:
+        for line in prepare(annotations, output, limit, seed, mix):
+            typer.echo(line)
+
+    raise typer.Exit(guarded(work, on_signal="stop"))
+
+
+def _evaluate(
+    benchmark: str, config: str | None, values: dict[str, Any], work_dir: str | None, shard: int | None, merge: bool
+) -> int:
+    from llava.entry import guarded
+    from llava.evals.command import from_config, rank_of, start
+
+    if config is not None:
+        return from_config(benchmark, config, shard, merge) if values["model"] is None else _refuse("--config", "MODEL")
+    return guarded(
+        lambda: start(_eval_job({**values, "benchmark": benchmark}, work_dir), shard, merge=merge),
+        on_signal="remember",
+        rank=rank_of(shard),
     )
 
 
@@ -173,9 +223,10 @@ def _eval_job(values: dict[str, Any], work_dir: str | None) -> EvalJob:
     from llava.config import EvalJob, parse
     from llava.errors import ConfigError
 
-    if values["model"] is None or values["data"] is None:
-        raise ConfigError("mmbench takes --config FILE, or MODEL DATA", "llava mmbench x-hf MMBench_DEV_EN.tsv")
-    place = work_dir or str(Path("mmbench") / f"{Path(values['data']).stem}-{Path(values['model']).resolve().name}")
+    benchmark, model, data = values["benchmark"], values["model"], values["data"]
+    if model is None or data is None:
+        raise ConfigError(f"{benchmark} takes --config FILE, or MODEL DATA", f"llava {benchmark} x-hf FILE")
+    place = work_dir or str(Path(benchmark) / f"{Path(data).stem}-{Path(model).resolve().name}")
     job = parse({"kind": "eval", "run_dir": place, "eval": values}, "the command line")
     assert isinstance(job, EvalJob)
     return job

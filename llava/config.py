@@ -233,14 +233,16 @@ class ConvertJob(Job):
 class EvalConfig(Section):
     """One benchmark on one model, in shards."""
 
-    benchmark: Literal["mmbench"] = "mmbench"
-    """What is measured."""
+    benchmark: Literal["mmbench", "refcoco"] = "mmbench"
+    """What is measured: MMBench or CCBench (multiple choice), or RefCOCO (grounding)."""
     model: str
     """Hugging Face LLaVA folder, as written by convert."""
     baseline: str | None = None
     """Another such folder, answered by the same shards and shown beside the model; null: none."""
     data: str
-    """The benchmark's TSV file."""
+    """The benchmark's file: TSV for mmbench, JSON for refcoco."""
+    images: str | None = None
+    """Folder with COCO's pictures, for refcoco; mmbench's file holds its own."""
     shards: Positive | None = None
     """How many parts the rows are answered in, one process each; null: one per process that the job is given."""
     batch: Positive = 16
@@ -250,7 +252,7 @@ class EvalConfig(Section):
     template: Template | None = None
     """Conversation template; null: the one that travels with the model."""
     scorer: Literal["xtuner", "vlmevalkit"] = "vlmevalkit"
-    """How a letter is read from an answer: XTuner's first run of capitals, or VLMEvalKit's rules without a judge."""
+    """mmbench: how a letter is read, by XTuner's first run of capitals or by VLMEvalKit's rules without a judge."""
     device: Device = "auto"
     """auto: a GPU where there is one."""
     precision: Precision = "auto"
@@ -258,7 +260,7 @@ class EvalConfig(Section):
 
 
 class EvalJob(Job):
-    """``llava mmbench``: answers in shards, then one score."""
+    """``llava mmbench`` or ``llava refcoco``: answers in shards, then one score."""
 
     kind: Literal["eval"]
     """What the job does."""

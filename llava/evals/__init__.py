@@ -1,1 +1,1 @@
-"""Benchmarks, one folder each."""
+"""Benchmarks, one folder each, and beside them what all share: rows -> prompts -> answers in shards -> one score."""

@@ -19,10 +19,10 @@ import yaml
 from llava import mmbench
 from llava.config import EvalJob
 from llava.errors import ConfigError, DataError, Interrupted
-from llava.evals.mmbench import run
-from llava.evals.mmbench.fingerprint import weights_id
+from llava.evals import run
+from llava.evals.fingerprint import weights_id
 from llava.run_folder import read_lines
-from tests.llava.tiny_hf import build_llava, some_rows, write_tsv
+from tests.llava.tiny_hf import build_llava, question_rows, some_rows, write_tsv
 
 
 @pytest.fixture(scope="module")
@@ -278,3 +278,31 @@ def test_under_torchrun_each_rank_is_a_shard_and_the_last_one_scores(
 def test_a_shard_that_does_not_exist_is_refused(tmp_path: Path, model: Path, data: Path) -> None:
     with pytest.raises(ConfigError, match="shard 2 of 2 does not exist"):
         mmbench.start(job(tmp_path, model, data, shards=2), 2)
+
+
+def test_chinese_rows_are_asked_in_chinese_and_english_ones_in_english(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llava.hf_model import HfLlava
+
+    prompts: list[str] = []
+    encode = HfLlava.chunks
+
+    def reading(self: HfLlava, turns: Any) -> list[list[int]]:
+        chunks = encode(self, turns)
+        prompts.append("<image>".join(self.tokenizer.decode(ids) for ids in chunks))
+        return chunks
+
+    monkeypatch.setattr(HfLlava, "chunks", reading)
+    rows = question_rows(1, ["春节", "中秋"], hint="图中是节日。", question="这是什么节日？")
+    rows += question_rows(2, ["red", "blue"], question="Which colour?")
+    mmbench.start(job(tmp_path, model, write_tsv(tmp_path / "MMBench_DEV_CN.tsv", rows), batch=1))
+    english = "Answer with the option's letter from the given choices directly."
+    assert sorted(prompts) == sorted(
+        [
+            "<s>USER: <image>\n图中是节日。\n这是什么节日？\nA. 春节\nB. 中秋\n请直接回答选项字母。 ASSISTANT:",
+            "<s>USER: <image>\n图中是节日。\n这是什么节日？\nA. 中秋\nB. 春节\n请直接回答选项字母。 ASSISTANT:",
+            f"<s>USER: <image>\nWhich colour?\nA. red\nB. blue\n{english} ASSISTANT:",
+            f"<s>USER: <image>\nWhich colour?\nA. blue\nB. red\n{english} ASSISTANT:",
+        ]
+    )

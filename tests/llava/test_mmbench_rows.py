@@ -9,7 +9,7 @@ import pytest
 from llava.errors import DataError
 from llava.evals.mmbench.prompt import question_text
 from llava.evals.mmbench.rows import Table, read
-from llava.evals.mmbench.shards import split, units
+from llava.evals.shards import split, units
 from tests.llava.tiny_hf import COLUMNS, picture, question_rows, some_rows, write_tsv
 
 

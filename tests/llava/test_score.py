@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 from pathlib import Path
 
 import pytest
@@ -147,3 +149,32 @@ def test_the_two_scorers_differ_where_their_rules_do(tmp_path: Path) -> None:
     answers = {0: "Answer: A", 1_000_000: "Answer: B"}
     assert scores(tmp_path, answers, "vlmevalkit").circular == 1
     assert scores(tmp_path, answers, "xtuner").circular == 2 / 3
+
+
+def by_hand(rows: list[dict[str, str]], texts: dict[int, str]) -> dict[str, float]:
+    """XTuner's score as its facts tell it: a question counts when the first capitals of all its rows are right."""
+    right = {}
+    for row in rows:
+        run = re.search("[A-D]+", texts[int(row["index"])])
+        hit = run is not None and run.group() == row["answer"]
+        right.setdefault(int(row["index"]) % 1_000_000, []).append(hit)
+    kinds = {int(row["index"]): row["l2-category"] for row in rows if int(row["index"]) < 1_000_000}
+    found = {"average": sum(map(all, right.values())) / len(right)}
+    for kind in set(kinds.values()):
+        hits = [all(right[index]) for index, of in kinds.items() if of == kind]
+        found[kind] = sum(hits) / len(hits)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_circular_scores_are_xtuners_whatever_is_answered(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    rows = [row for n in range(40) for row in question_rows(n, ["x", "y", "z", "None"][: 2 + n % 3], answer=n % 2)]
+    rng.shuffle(rows)
+    table = read(write_tsv(tmp_path / "data.tsv", rows))
+    words = ["Answer: {}", "{}", "{}.", "Both", "", "{} or D", "the letter {}"]
+    texts = {row.index: rng.choice([*words, *["{}"] * 30]).format(row.answer) for row in table.rows}
+    found, expected = score(judge(table, texts, "xtuner")), by_hand(rows, texts)
+    assert 0 < expected["average"] < 1
+    assert found.circular == expected.pop("average")
+    assert found.by_l2_category == expected

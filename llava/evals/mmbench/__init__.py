@@ -1,1 +1,1 @@
-"""MMBench (Liu et al., arXiv 2307.06281) and CCBench: rows -> prompts -> answers in shards -> one score."""
+"""MMBench (Liu et al., arXiv 2307.06281) and CCBench: multiple choice, every option in every place."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table as RichTable
 
-from llava.evals.mmbench.merge import Merged
+from llava.config import EvalJob
+from llava.evals.benchmark import Answered
+from llava.evals.mmbench.names import with_abbreviation
 from llava.evals.mmbench.rows import Table
-from llava.evals.mmbench.score import Judged, Scores
-from llava.evals.mmbench.sheet import sheet
+from llava.evals.mmbench.score import Judged, Scores, judge, score
+from llava.evals.mmbench.sheet import for_the_server, for_vlmevalkit
+from llava.evals.report import Line, as_text, comparison, with_origin, write_json, write_jsonl
 from llava.run_folder import write_aside
 
 
@@ -20,23 +23,49 @@ from llava.run_folder import write_aside
 class Result:
     """One model's answers and, where the file has answers, its scores."""
 
-    model: str
-    fingerprint: str
-    merged: Merged
+    answered: Answered
     judged: list[Judged]
     scores: Scores | None
 
 
-def write_predictions(folder: Path, table: Table, result: Result) -> Path:
-    """Write ``predictions.jsonl`` and the spreadsheet, in the rows' order.
+def report(job: EvalJob, table: Table, answered: list[Answered]) -> str:
+    """Score what was answered and write it all down.
+
+    Args:
+        job: the evaluation.
+        table: the benchmark file.
+        answered: by the model, then by its baseline where there is one.
 
     Returns:
-        the spreadsheet's path.
+        the table to show, or where to upload what has no answers here.
     """
-    lines = [json.dumps(_line(one, scored=result.scores is not None), ensure_ascii=False) for one in result.judged]
-    write_aside(folder / "predictions.jsonl", "\n".join(lines) + "\n")
-    path = folder / f"{Path(table.path).stem}.xlsx"
-    write_aside(path, sheet(table, result.merged.predictions))
+    results = [_result(job.eval.scorer, one, table) for one in answered]
+    sheets = [write_predictions(table, result) for result in results]
+    write_scores(table, job.eval.scorer, results)
+    if table.has_answers:
+        return as_text(score_table(table, job.eval.scorer, results), str(sheets[0]))
+    words = f"{table.path} has no answers, so there is no score here. Upload to the benchmark's server:"
+    return as_text(words, str(sheets[0]))
+
+
+def _result(scorer: str, one: Answered, table: Table) -> Result:
+    judged = judge(table, one.merged.predictions, scorer)
+    return Result(one, judged, score(judged) if table.has_answers else None)
+
+
+def write_predictions(table: Table, result: Result) -> Path:
+    """Write ``predictions.jsonl`` and the spreadsheets, in the rows' order.
+
+    Returns:
+        path of the spreadsheet for the benchmark's server.
+    """
+    folder, predictions = result.answered.folder, result.answered.merged.predictions
+    scored = result.scores is not None
+    write_jsonl(folder / "predictions.jsonl", (_line(one, scored=scored) for one in result.judged))
+    benchmark, model = Path(table.path).stem, Path(result.answered.model).name
+    path = folder / f"{benchmark}.xlsx"
+    write_aside(path, for_the_server(table, predictions))
+    write_aside(folder / "vlmevalkit" / f"{model}_{benchmark}.xlsx", for_vlmevalkit(table, predictions))
     return path
 
 
@@ -48,18 +77,19 @@ def _line(one: Judged, *, scored: bool) -> dict[str, Any]:
     return line | {"category": row.category, "l2_category": row.l2_category}
 
 
-def write_scores(folder: Path, table: Table, scorer: str, result: Result, baseline: Result | None) -> None:
+def write_scores(table: Table, scorer: str, results: list[Result]) -> None:
     """Write ``scores.json``: fractions, with what they were measured on.
 
     A file without answers has no scores; one left from other data is removed.
     """
-    path = folder / "scores.json"
-    if result.scores is None:
+    model, *baseline = results
+    path = model.answered.folder / "scores.json"
+    if model.scores is None:
         path.unlink(missing_ok=True)
         return
     values = {
         "benchmark": "mmbench",
-        **_scores(result),
+        **_scores(model),
         "rows": len(table.rows),
         "questions": len(table.groups()),
         "scorer": scorer,
@@ -67,43 +97,31 @@ def write_scores(folder: Path, table: Table, scorer: str, result: Result, baseli
         "data_md5": table.md5,
     }
     if baseline:
-        values["baseline"] = _scores(baseline)
-    write_aside(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        values["baseline"] = _scores(baseline[0])
+    write_json(path, values)
 
 
 def _scores(result: Result) -> dict[str, Any]:
-    merged = result.merged
-    return {
-        "model": result.model,
-        **(asdict(result.scores) if result.scores else {}),
-        "fingerprint": result.fingerprint,
-        "dtypes": merged.dtypes,
-        "batches": merged.batches,
-        "repeated_answers": merged.repeated,
-    }
+    return with_origin(result.answered, asdict(result.scores) if result.scores else {})
 
 
-def score_table(table: Table, scorer: str, result: Result, baseline: Result | None) -> RichTable:
+def score_table(table: Table, scorer: str, results: list[Result]) -> RichTable:
     """Percentages, one column a model."""
-    shown = RichTable(
-        title=f"{Path(table.path).stem}: {len(table.groups())} questions, {len(table.rows)} rows, scorer {scorer}"
-    )
-    columns = [one for one in (result, baseline) if one]
-    shown.add_column("%")
-    for role, one in zip(("model", "baseline"), columns, strict=False):
-        shown.add_column(f"{role}\n{Path(one.model).name}", justify="right")
-    for name, values, ends in _lines([one.scores for one in columns if one.scores]):
-        shown.add_row(name, *("" if value is None else f"{100 * value:.1f}" for value in values), end_section=ends)
-    return shown
+    title = f"{Path(table.path).stem}: {len(table.groups())} questions, {len(table.rows)} rows, scorer {scorer}"
+    scores = [one.scores for one in results if one.scores]
+    return comparison(title, "%", [one.answered for one in results], _lines(scores))
 
 
-def _lines(scores: list[Scores]) -> list[tuple[str, list[float | None], bool]]:
-    lines: list[tuple[str, list[float | None], bool]] = [
-        ("circular", [s.circular for s in scores], False),
-        ("vanilla, every row", [s.vanilla for s in scores], False),
-        ("vanilla, main rows", [s.vanilla_0 for s in scores], True),
-    ]
+def _lines(scores: list[Scores]) -> Iterator[Line]:
+    yield "circular", [_percent(s.circular) for s in scores], False
+    yield "vanilla, every row", [_percent(s.vanilla) for s in scores], False
+    yield "vanilla, main rows", [_percent(s.vanilla_0) for s in scores], True
     for by_kind in ([s.by_l2_category for s in scores], [s.by_category for s in scores]):
         kinds = list(by_kind[0])
-        lines += [(kind, [kinds_of[kind] for kinds_of in by_kind], kind == kinds[-1]) for kind in kinds]
-    return lines
+        for kind in kinds:
+            values = [_percent(of_kind[kind]) for of_kind in by_kind]
+            yield with_abbreviation(kind), values, kind == kinds[-1]
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}"

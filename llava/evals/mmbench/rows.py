@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava.errors import DataError
+from llava.evals.problems import cannot_be_evaluated
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,8 +26,9 @@ COPY = 1_000_000
 """Distance between the indexes of two copies of a question."""
 LONGEST_REFERENCE = 64
 """An image cell this short is the index of the row that holds the picture; no picture takes so few characters."""
+NUMBERS = ("index", "g_index")
+"""Columns of whole numbers; all others hold text, also where it looks like a number."""
 NEEDED_COLUMNS = ("index", "question", "A", "B", "image")
-MOST_PROBLEMS_SHOWN = 50
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class Row:
     """Index of the first row that holds this very picture."""
     category: str
     l2_category: str
-    source: str
-    split: str
+    cells: dict[str, str] = field(repr=False)
+    """Every cell of the row but the picture, by column, as in the file."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Table:
 
     path: str
     md5: str
+    columns: tuple[str, ...]
+    """Of the file, in its order."""
     rows: list[Row]
     pictures: dict[int, str] = field(repr=False)
     """Base64 text by ``Row.picture``."""
@@ -106,8 +110,9 @@ def read(path: str | Path) -> Table:
     if not cells:
         reader.problems.append((1, "the file has no rows"))
     if reader.problems:
-        raise _all_problems(str(path), reader.problems)
-    return Table(str(path), hashlib.md5(data, usedforsecurity=False).hexdigest(), rows, reader.pictures)
+        raise cannot_be_evaluated(str(path), reader.problems, "line")
+    md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    return Table(str(path), md5, tuple(cells[0][1]), rows, reader.pictures)
 
 
 def _cells(text: str, path: str) -> list[tuple[int, dict[str, str]]]:
@@ -132,7 +137,7 @@ def _cells(text: str, path: str) -> list[tuple[int, dict[str, str]]]:
     except csv.Error as error:
         problems.append((reader.line_num, str(error)))
     if problems:
-        raise _all_problems(path, problems)
+        raise cannot_be_evaluated(path, problems, "line")
     return rows
 
 
@@ -169,8 +174,7 @@ class _Reader:
             index,
             _cell(cells, "category"),
             _cell(cells, "l2-category"),
-            _cell(cells, "source"),
-            _cell(cells, "split"),
+            {name: cell for name, cell in cells.items() if name != "image"},
         )
 
     def _number(self, line: int, column: str, cell: str) -> int | None:
@@ -263,11 +267,3 @@ class _Reader:
 def _cell(cells: dict[str, str], name: str) -> str:
     text = cells.get(name, "")
     return text if text.strip() else ""
-
-
-def _all_problems(path: str, problems: list[tuple[int, str]]) -> DataError:
-    problems = sorted(problems)
-    shown = [f"  line {line}: {text}" for line, text in problems[:MOST_PROBLEMS_SHOWN]]
-    more = len(problems) - len(shown)
-    shown += [f"  ... and {more} more"] if more else []
-    return DataError(f"{path} cannot be evaluated ({len(problems)} problems):\n" + "\n".join(shown))

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from llava.errors import DataError
-from llava.evals.mmbench.rows import Table
-from llava.evals.mmbench.shards import split
-from llava.evals.mmbench.store import Answer
+from llava.evals.benchmark import Table
+from llava.evals.shards import split
+from llava.evals.store import Answer
 
 _MOST_SHOWN = 20
 

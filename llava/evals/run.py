@@ -1,31 +1,27 @@
 """How does an evaluation go: a shard's answers, then one score over all shards.
 
-Everything lies in ``<run>/eval/mmbench/``: ``answers/`` (append only), ``predictions.jsonl``, ``<data>.xlsx``,
-``scores.json`` and ``report.txt``; the baseline's answers, predictions and spreadsheet in ``baseline/`` below it.
+Everything lies in ``<run>/eval/<benchmark>/``: ``answers/`` (append only), what the benchmark writes
+(``predictions.jsonl``, ``scores.json`` ...) and ``report.txt``; the baseline's answers and predictions in ``baseline/``
+below it.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from llava.config import EvalConfig, EvalJob
 from llava.errors import Interrupted
-from llava.evals.mmbench import fingerprint as fingerprints
-from llava.evals.mmbench.merge import merge
-from llava.evals.mmbench.progress import Progress
-from llava.evals.mmbench.report import Result, score_table, write_predictions, write_scores
-from llava.evals.mmbench.rows import Row, Table, read
-from llava.evals.mmbench.score import judge, score
-from llava.evals.mmbench.shards import split
-from llava.evals.mmbench.store import Answer, AnswerFile, answered, remember_settings, stored
+from llava.evals import fingerprint as fingerprints
+from llava.evals.benchmark import Answered, Row, Table, named
+from llava.evals.merge import merge
+from llava.evals.progress import Progress
+from llava.evals.shards import split
+from llava.evals.store import Answer, AnswerFile, answered, remember_settings, stored
 from llava.run_folder import ENV_RUN, RunFolder, write_aside
 
 log = logging.getLogger(__name__)
@@ -53,12 +49,15 @@ def subjects(job: EvalJob, table: Table) -> list[Subject]:
     from llava.hf_model import checked_folder, template_of
 
     config = job.eval
+    version = named(config.benchmark).prompt_version
     folder = RunFolder(Path(job.run_dir)).benchmark(config.benchmark)
     found = []
     for model, place in ((config.model, folder), (config.baseline, folder / "baseline")):
         if model is not None:
             template = template_of(checked_folder(model), config.template)
-            settings = fingerprints.settings(table.md5, model, template, config.max_new_tokens, config.precision)
+            settings = fingerprints.settings(
+                table.md5, model, template, config.max_new_tokens, config.precision, version
+            )
             found.append(Subject(model, place, settings))
     return found
 
@@ -76,7 +75,7 @@ def answer_shard(job: EvalJob, shard: int, shards: int, stop_asked: Callable[[],
         Interrupted: asked to stop; the answers so far are kept.
         DataError, WeightsError, ConfigError: the file or a model cannot be used.
     """
-    table = read(job.eval.data)
+    table = named(job.eval.benchmark).read(job.eval)
     mine = split(table.rows, shards)[shard]
     todo = [(subject, _missing(subject, mine)) for subject in subjects(job, table)]
     total = len(mine) * len(todo)
@@ -88,7 +87,7 @@ def answer_shard(job: EvalJob, shard: int, shards: int, stop_asked: Callable[[],
                 _answer(job.eval, subject, table, rows, (shard, shards), progress, stop_asked)
 
 
-def _missing(subject: Subject, rows: list[Row]) -> list[Row]:
+def _missing(subject: Subject, rows: Sequence[Row]) -> list[Row]:
     done = answered(subject.answers, subject.fingerprint)
     return [row for row in rows if row.index not in done]
 
@@ -102,7 +101,7 @@ def _answer(
     progress: Progress,
     stop_asked: Callable[[], bool],
 ) -> None:
-    from llava.evals.mmbench.answer import answer_rows
+    from llava.evals.answer import answer_rows
     from llava.hf_model import load
 
     _stop_if_asked(stop_asked)
@@ -111,7 +110,8 @@ def _answer(
     log.info("%s on %s in %s, %d rows to answer", subject.model, llava.model.device, llava.dtype, len(rows))
     progress.start()
     with AnswerFile(subject.answers, *shard) as file:
-        for texts in answer_rows(llava, table, rows, config.batch, config.max_new_tokens):
+        question = named(config.benchmark).question
+        for texts in answer_rows(llava, table, rows, question, config.batch, config.max_new_tokens):
             file.add([Answer(i, t, subject.fingerprint, llava.dtype, config.batch) for i, t in texts.items()])
             if progress.add(len(texts)):
                 file.flush()
@@ -125,7 +125,7 @@ def _stop_if_asked(stop_asked: Callable[[], bool]) -> None:
 
 def all_answered(job: EvalJob) -> bool:
     """Whether nothing is missing in any shard."""
-    table = read(job.eval.data)
+    table = named(job.eval.benchmark).read(job.eval)
     return not any(_missing(subject, table.rows) for subject in subjects(job, table))
 
 
@@ -135,15 +135,11 @@ def finish(job: EvalJob) -> None:
     Raises:
         DataError: a row was not answered, or the file cannot be used.
     """
-    table = read(job.eval.data)
-    results = [_result(job.eval, subject, table) for subject in subjects(job, table)]
-    baseline = results[1] if len(results) > 1 else None
+    benchmark = named(job.eval.benchmark)
+    table = benchmark.read(job.eval)
+    answers = [_merged(job.eval, subject, table) for subject in subjects(job, table)]
+    text = benchmark.report(job, table, answers)
     folder = RunFolder(Path(job.run_dir)).benchmark(job.eval.benchmark)
-    path = write_predictions(folder, table, results[0])
-    if baseline:
-        write_predictions(folder / "baseline", table, baseline)
-    write_scores(folder, table, job.eval.scorer, results[0], baseline)
-    text = _report(job, table, results[0], baseline, path)
     write_aside(folder / "report.txt", text)
     # A launcher shows the report when the run ends; by hand, it belongs on stdout.
     if ENV_RUN in os.environ:
@@ -152,22 +148,10 @@ def finish(job: EvalJob) -> None:
         print(text, end="", flush=True)
 
 
-def _report(job: EvalJob, table: Table, model: Result, baseline: Result | None, path: Path) -> str:
-    text = io.StringIO()
-    console = Console(file=text, highlight=False, markup=False, emoji=False, soft_wrap=True)
-    if table.has_answers:
-        console.print(score_table(table, job.eval.scorer, model, baseline))
-    else:
-        console.print(f"{table.path} has no answers, so there is no score here. Upload to the benchmark's server:")
-    console.print(str(path))
-    return text.getvalue()
-
-
-def _result(config: EvalConfig, subject: Subject, table: Table) -> Result:
+def _merged(config: EvalConfig, subject: Subject, table: Table) -> Answered:
     merged = merge(table, stored(subject.answers), subject.fingerprint, config.shards or 1)
     if merged.repeated:
         log.warning("%s: %d answers were given twice, with equal text", subject.answers, merged.repeated)
     if len(merged.dtypes) > 1:
         log.warning("%s: answered in different number formats: %s", subject.answers, ", ".join(merged.dtypes))
-    judged = judge(table, merged.predictions, config.scorer)
-    return Result(subject.model, subject.fingerprint, merged, judged, score(judged) if table.has_answers else None)
+    return Answered(subject.model, subject.folder, subject.fingerprint, merged)

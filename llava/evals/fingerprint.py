@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llava.errors import WeightsError
-from llava.evals.mmbench.prompt import PROMPT_VERSION
 
 _SAMPLE = 4096
 """Bytes read at the start, in the middle and at the end of a tensor: another training run differs in all of them."""
 
 
-def settings(data_md5: str, model: str | Path, template: str, max_new_tokens: int, precision: str) -> dict[str, Any]:
+def settings(
+    data_md5: str, model: str | Path, template: str, max_new_tokens: int, precision: str, prompt_version: int
+) -> dict[str, Any]:
     """Everything that an answer depends on, as asked for (``auto`` stays ``auto``: merging may run without a GPU)."""
     return {
         "data_md5": data_md5,
@@ -26,7 +27,7 @@ def settings(data_md5: str, model: str | Path, template: str, max_new_tokens: in
         "template": template,
         "max_new_tokens": max_new_tokens,
         "precision": precision,
-        "prompt_version": PROMPT_VERSION,
+        "prompt_version": prompt_version,
     }
 
 

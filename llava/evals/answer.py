@@ -7,15 +7,14 @@ equal, in 16 bits a tie may flip (LLaVA issue 1928: 2 of 2374 MME rows in fp16).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llava.dialogue import Turn
-from llava.evals.mmbench.prompt import picture_question
-from llava.evals.mmbench.rows import Row, Table
-from llava.evals.mmbench.shards import units
+from llava.evals.benchmark import Row, Table
+from llava.evals.shards import units
 from llava.generate import Heads, generate
 
 if TYPE_CHECKING:
@@ -35,22 +34,25 @@ class Asked:
         return sum(map(len, self.chunks))
 
 
-def answer_rows(llava: HfLlava, table: Table, rows: list[Row], batch: int, longest: int) -> Iterator[dict[int, str]]:
+def answer_rows(
+    llava: HfLlava, table: Table, rows: Sequence[Row], question: Callable[[Any], str], batch: int, longest: int
+) -> Iterator[dict[int, str]]:
     """Answer rows batch by batch.
 
     Args:
         llava: the model.
         table: where the pictures are.
         rows: what to answer; those with the same picture should all be there.
+        question: the user's whole turn for a row.
         batch: most rows in one generation.
         longest: most new tokens in an answer.
 
     Yields:
         text by row index, one dictionary a batch.
     """
-    batches = _batches([Asked(row, llava.chunks([Turn(picture_question(row))])) for row in rows], batch)
+    batches = _batches([Asked(row, llava.chunks([Turn(question(row))])) for row in rows], batch)
     uses = Counter(row.picture for row in rows)
-    features: dict[int, torch.Tensor] = {}
+    features: dict[Hashable, torch.Tensor] = {}
     for asked, new, pixels in _prepared(llava, table, batches):
         if pixels is not None:
             features.update(zip(new, llava.encode_pixels(pixels), strict=True))
@@ -64,7 +66,7 @@ def answer_rows(llava: HfLlava, table: Table, rows: list[Row], batch: int, longe
 
 
 def _prompts(
-    llava: HfLlava, asked: list[Asked], features: dict[int, torch.Tensor]
+    llava: HfLlava, asked: list[Asked], features: dict[Hashable, torch.Tensor]
 ) -> tuple[list[torch.Tensor], Heads | None]:
     """Embeddings of a batch; what the copies of a question have in common is taken out and read once.
 
@@ -72,7 +74,7 @@ def _prompts(
     """
     if len(asked) == 1:
         return [llava.embed(asked[0].chunks, [features[asked[0].row.picture]])], None
-    groups: dict[tuple[int, ...], list[Asked]] = {}
+    groups: dict[Hashable, list[Asked]] = {}
     for one in asked:
         groups.setdefault(_same_start(one), []).append(one)
     common = {key: _common([one.chunks[1] for one in copies]) for key, copies in groups.items()}
@@ -85,7 +87,7 @@ def _prompts(
     return tails, Heads(heads, [number[_same_start(one)] for one in asked])
 
 
-def _same_start(one: Asked) -> tuple[int, ...]:
+def _same_start(one: Asked) -> Hashable:
     """Equal for copies of a question that begin alike (a foreign chat template may put text before the picture)."""
     return (one.row.group, one.row.picture, *one.chunks[0])
 
@@ -108,15 +110,15 @@ def _batches(asked: list[Asked], batch: int) -> list[list[Asked]]:
 
 def _prepared(
     llava: HfLlava, table: Table, batches: list[list[Asked]]
-) -> Iterator[tuple[list[Asked], list[int], torch.Tensor | None]]:
+) -> Iterator[tuple[list[Asked], list[Hashable], torch.Tensor | None]]:
     """Decode the next batch's pictures in a thread while the model answers this one.
 
     Yields:
         rows, keys of the pictures they bring, and those pictures' pixels [pictures, 3, side, side].
     """
-    seen: set[int] = set()
+    seen: set[Hashable] = set()
 
-    def prepare(asked: list[Asked]) -> tuple[list[Asked], list[int], torch.Tensor | None]:
+    def prepare(asked: list[Asked]) -> tuple[list[Asked], list[Hashable], torch.Tensor | None]:
         new = [key for key in dict.fromkeys(one.row.picture for one in asked) if key not in seen]
         seen.update(new)
         return asked, new, llava.pixels([table.open_picture(key) for key in new]) if new else None

@@ -28,6 +28,7 @@ Template = Literal[
     "phi3_chat",
     "chatml",
     "qwen_chat",
+    "qwen",
 ]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]

@@ -1,0 +1,60 @@
+"""What to do about each kind of trouble with pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llava.data.check.findings import Section
+from llava.data.check.known import PICTURES
+from llava.data.check.pictures import Looked, Trouble
+
+
+def folder_of(name: str) -> str:
+    """The published folder that a picture belongs to, or the first folder of its path ("" where there is none)."""
+    parts = name.split("/")
+    for depth in range(len(parts) - 1, 0, -1):
+        if "/".join(parts[:depth]) in PICTURES:
+            return "/".join(parts[:depth])
+    return parts[0] if len(parts) > 1 else ""
+
+
+def cure_of_folder(images: Path, folder: str) -> str:
+    """Where a missing folder comes from; its archive, where it lies about unopened."""
+    known = PICTURES.get(folder)
+    if known is None:
+        archive = next((p for p in (images.parent / "images.zip", images / "images.zip") if p.is_file()), None)
+        return f"unzip {archive} -d {images}" if archive else f"put it there, or set data.images to what holds {folder}"
+    place = images / known.unpack
+    for path in (place / known.archive, images / known.archive) if known.archive else ():
+        if path.is_file():
+            return f"unzip {path} -d {place}"
+    unpack = f", unzip it into {place}" if known.archive else f" into {place}"
+    return f"download {known.link}{unpack}" + (f"; {known.note}" if known.note else "")
+
+
+def add_troubles(section: Section, images: Path, looked: Looked, may_miss: int) -> None:
+    """Turn what was found in pictures into findings with their cures."""
+    for trouble in looked.troubles:
+        kind, what, cure, grave = _say(trouble)
+        note = PICTURES[folder_of(trouble.name)].note if folder_of(trouble.name) in PICTURES else ""
+        section.add(kind, images / trouble.name, what, f"{cure}; {note}" if grave and note else cure, grave)
+        if trouble.kind == "twin":
+            section.links.append((trouble.detail, str(images / trouble.name)))
+    bad = sum(trouble.kind in ("missing", "twin", "unreadable") for trouble in looked.troubles)
+    if may_miss:
+        stops = "training stops" if bad > may_miss else "training skips them"
+        section.numbers["bad pictures"] = f"{bad:,}; data.max_bad_images is {may_miss:,}, so {stops}"
+
+
+def _say(trouble: Trouble) -> tuple[str, str, str, bool]:
+    if trouble.kind == "missing":
+        return "missing picture", "not found", "download or unpack it again", True
+    if trouble.kind == "twin":
+        link = "cure.sh of the report links every such picture"
+        return "wrong suffix", f"not found, but {trouble.detail} is there", link, True
+    if trouble.kind == "unreadable":
+        return "unreadable picture", trouble.detail, "download or unpack it again", True
+    if trouble.kind == "size":
+        return "wrong size", f"is {trouble.detail}, not as annotated", "take the pictures that were annotated", True
+    cure = "nothing to do here, pictures are opened by what they hold; other tools may want them renamed"
+    return "other content", f"holds {trouble.detail}", cure, False

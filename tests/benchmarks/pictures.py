@@ -55,7 +55,9 @@ def main() -> None:
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     rate = report["sections"][1]["numbers"]["pictures a minute"]
     print(f"{count:,} JPEGs, {size / count / 1000:.0f} kB each, {processes} processes, load {os.getloadavg()[0]:.1f}")
-    print(f"{rate:,} pictures a minute while opening; whole command {seconds:.1f} s, {60 * count / seconds:,.0f} a minute")
+    print(
+        f"{rate:,} pictures a minute while opening; whole command {seconds:.1f} s, {60 * count / seconds:,.0f} a minute"
+    )
     print(f"CPU {cpu:.1f} s, {1000 * cpu / count:.2f} ms a picture, largest process {after.ru_maxrss / 1024:.0f} MiB")
 
 

@@ -23,7 +23,7 @@ def cure_of_folder(images: Path, folder: str) -> str:
     known = PICTURES.get(folder)
     if known is None:
         archive = next((p for p in (images.parent / "images.zip", images / "images.zip") if p.is_file()), None)
-        return f"unzip {archive} -d {images}" if archive else f"put it there, or set data.images to what holds {folder}"
+        return f"unzip {archive} -d {images}" if archive else f"put {folder or 'it'} there, or set data.images"
     place = images / known.unpack
     for path in (place / known.archive, images / known.archive) if known.archive else ():
         if path.is_file():

@@ -17,6 +17,8 @@ class Records:
 
     count: int
     cure: str
+    folders: tuple[str, ...] = ()
+    """Where its pictures are, below the image folder; empty: in folders of no published name."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,6 @@ class Tsv:
         return f"https://opencompass.openxlab.space/utils/VLMEval/{name}.tsv"
 
 
-RECORDS: Final = {
-    "blip_laion_cc_sbu_558k.json": Records(
-        558_128, "hf download liuhaotian/LLaVA-Pretrain --repo-type dataset; images.zip belongs in images/"
-    ),
-    "llava_v1_5_mix665k.json": Records(
-        665_298, "hf download liuhaotian/LLaVA-Instruct-150K llava_v1_5_mix665k.json --repo-type dataset"
-    ),
-}
 _GENOME: Final = "https://cs.stanford.edu/people/rak248/VG_100K_2"
 PICTURES: Final = {
     "coco/train2017": Pictures("train2017.zip", "http://images.cocodataset.org/zips/train2017.zip", "coco"),
@@ -68,6 +62,16 @@ PICTURES: Final = {
     ),
     "vg/VG_100K": Pictures("images.zip", f"{_GENOME}/images.zip", "vg"),
     "vg/VG_100K_2": Pictures("images2.zip", f"{_GENOME}/images2.zip", "vg"),
+}
+RECORDS: Final = {
+    "blip_laion_cc_sbu_558k.json": Records(
+        558_128, "hf download liuhaotian/LLaVA-Pretrain --repo-type dataset; images.zip belongs in images/"
+    ),
+    "llava_v1_5_mix665k.json": Records(
+        665_298,
+        "hf download liuhaotian/LLaVA-Instruct-150K llava_v1_5_mix665k.json --repo-type dataset",
+        tuple(PICTURES),
+    ),
 }
 TSV: Final = {
     "MMBench_DEV_EN": Tsv("b6caf1133a01c6bb705cf753bb527ed8", 4_329, 1_164),

@@ -40,4 +40,5 @@ def check(sources: Sequence[Source], report: Path, processes: int | None = None)
     LOG.info("written: %s", written)
     grave = sum(section.grave for section in sections)
     if grave:
-        raise DataError(f"{grave:,} things stand in the way, marked with ! above", f"All of them are in {report}.")
+        things = "1 thing stands" if grave == 1 else f"{grave:,} things stand"
+        raise DataError(f"{things} in the way, marked with ! above", f"All that was found is in {report}.")

@@ -116,7 +116,8 @@ def _in_text(text: str, where: str) -> list[Source]:
 
 def _of_config(values: Any, where: str) -> Iterator[Source]:
     job = parse(values, where)
-    title = Path(job.run_dir).name
+    stage = Path(job.run_dir)
+    title = stage.name if stage.parent.name == "stages" else job.kind
     if isinstance(job, TrainJob):
         yield Training(
             title,

@@ -25,13 +25,14 @@ def check_training(source: Training, processes: int, bar: MakeBar) -> list[Secti
     """Check one set of records and what belongs to it."""
     section = Section(f"{source.title}: records {source.records}")
     records = _records(source, section)
-    if records is None:
-        return [section]
     pictures = Section(f"{source.title}: pictures below {source.images}")
-    names = sorted({record.image for record in records if record.image is not None})
-    if names:
-        _pictures(source, names, records, pictures, processes, bar)
-    sections = [section, pictures] if names else [section]
+    if records is None:  # the layout at least can be looked at
+        known = RECORDS.get(source.records.name)
+        _missing_folders(source, Counter(dict.fromkeys(known.folders if known else (), 0)), pictures)
+        return [section, pictures]
+    if any(record.image is not None for record in records):
+        _pictures(source, records, pictures, processes, bar)
+    sections = [section, pictures]
     if source.tokenizer is not None and source.template is not None and records:
         from llava.data.check.lengths import check_lengths
 
@@ -63,14 +64,10 @@ def _records(source: Training, section: Section) -> list[Record] | None:
     return records
 
 
-def _pictures(
-    source: Training, names: list[str], records: list[Record], section: Section, processes: int, bar: MakeBar
-) -> None:
+def _pictures(source: Training, records: list[Record], section: Section, processes: int, bar: MakeBar) -> None:
+    names = sorted({record.image for record in records if record.image is not None})
     folders = Counter(folder_of(record.image) for record in records if record.image is not None)
-    absent = {folder for folder in folders if not (source.images / folder).is_dir()}
-    for folder in sorted(absent):
-        what = f"folder not found; {folders[folder]:,} records need it"
-        section.add("missing folder", source.images / folder, what, cure_of_folder(source.images, folder))
+    absent = _missing_folders(source, folders, section)
     there = [(name, None) for name in names if folder_of(name) not in absent]
     with bar("pictures", len(there)) as progress:
         looked = look_at_all(str(source.images), there, processes, progress.advance)
@@ -84,6 +81,19 @@ def _pictures(
         "records by folder": dict(_largest(folders)),
         "bad pictures by folder": dict(_largest(bad)),
     }
+
+
+def _missing_folders(source: Training, records_in: Counter[str], section: Section) -> set[str]:
+    """Folders of pictures that are not there at all; ``records_in``: how many records need each."""
+    if not source.images.is_dir():
+        section.add("missing folder", source.images, "folder not found", cure_of_folder(source.images, ""))
+        return set(records_in)
+    absent = {folder for folder in records_in if not (source.images / folder).is_dir()}
+    for folder in sorted(absent):
+        need = f"; {records_in[folder]:,} records need it" if records_in[folder] else ""
+        what, cure = f"folder not found{need}", cure_of_folder(source.images, folder)
+        section.add("missing folder", source.images / folder, what, cure)
+    return absent
 
 
 def _largest(counts: Counter[str], most: int = 20) -> list[tuple[str, Any]]:

@@ -164,8 +164,9 @@ def chat(
     device: Device = "auto",
     precision: Precision = "auto",
     four_bit: Annotated[bool, typer.Option("--4-bit", help="Language model in 4 bits (NF4).")] = False,
+    eight_bit: Annotated[bool, typer.Option("--8-bit", help="Language model in 8 bits (LLM.int8).")] = False,
 ) -> None:
-    """Ask about pictures; line by line, RESET forgets and EXIT leaves."""
+    """Ask about pictures; line by line, /help lists what else there is."""
     from llava.chat import Style, check_choices
     from llava.chat import chat as talk
     from llava.entry import guarded
@@ -174,10 +175,12 @@ def chat(
         check_choices(device, precision, template)
         style = Style(max_new_tokens, temperature, seed)
         talk(
-            model, image or (), question, device=device, precision=precision, template=template, four_bit=four_bit,
-            style=style,
+            model, image or (), question, device=device, precision=precision, template=template,
+            bits=4 if four_bit else 8 if eight_bit else None, style=style,
         )  # fmt: skip
 
+    if four_bit and eight_bit:
+        raise typer.Exit(_refuse("--4-bit", "--8-bit"))
     raise typer.Exit(guarded(work, on_signal="default"))
 
 

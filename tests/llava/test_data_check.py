@@ -25,6 +25,7 @@ from llava.data.images import Pictures
 from llava.errors import ConfigError, DataError
 from llava.model.vision import load_processor
 from llava.run_folder import read_lines
+from tests.llava.terminal import Terminal
 from tests.llava.tiny_hf import some_rows, write_tsv
 from tests.llava.train_helpers import Bases, make_job, train_here, write_config
 
@@ -267,6 +268,7 @@ def test_refcoco(tmp_path: Path) -> None:
         expression("COCO_train2014_000000000007_3", None),
         expression("COCO_train2014_000000000008_4", width=61),
         expression("COCO_train2014_000000000009_4"),
+        {**expression(""), "image": "coco/train2017/000000000007.jpg"},
         {"img_id": "7", "bbox": []},
     ]
     (tmp_path / "ann/refcoco").mkdir(parents=True)
@@ -276,7 +278,7 @@ def test_refcoco(tmp_path: Path) -> None:
     (section,) = check_benchmark(source, 1, Bar)
     whats = {(f.kind, f.what) for f in section.findings if f.kind not in ("missing file", "missing picture")}
     assert whats == {
-        ("wrong rows", "7 rows, published are 10,834"),
+        ("wrong rows", "8 rows, published are 10,834"),
         ("wrong rows", "bbox [50, 5, 20, 20] leaves the picture of 60 x 40"),
         ("wrong rows", "bbox None in 60 x 40 is not four numbers in two"),
         ("wrong rows", "lacks sents, height, width"),
@@ -321,6 +323,19 @@ def test_a_rendered_plan_comes_through_a_pipe(bases: Bases, tmp_path: Path) -> N
     assert "!" not in done.stdout
 
 
+def test_a_bar_on_a_terminal_and_ctrl_c(tmp_path: Path) -> None:
+    picture(tmp_path / "a.jpg")
+    for number in range(20_000):
+        (tmp_path / f"{number}.jpg").symlink_to("a.jpg")
+    (tmp_path / "r.json").write_text(json.dumps([asks(f"{number}.jpg") for number in range(20_000)]))
+    options = ["--records", str(tmp_path / "r.json"), "--images", str(tmp_path), "--processes", "1"]
+    with Terminal([sys.executable, "-m", "llava", "data", "check", *options]) as terminal:
+        terminal.until("/20000")
+        terminal.until("/min")
+        terminal.type("\x03")
+        assert terminal.end() == 130
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -330,7 +345,7 @@ def test_a_rendered_plan_comes_through_a_pipe(bases: Bases, tmp_path: Path) -> N
         (["finetune", "--records", "r.json"], "give RECIPE or --records, not both"),
         (["nosuch"], "nosuch is neither a file nor a recipe"),
         (["-"], "standard input holds no config"),
-        (["."], "no config.yaml and no RefCOCO file in ."),
+        (["."], ". is neither a file nor a recipe"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

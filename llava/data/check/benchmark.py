@@ -93,10 +93,15 @@ def _refcoco(source: Benchmark, file: Path, processes: int, bar: MakeBar) -> Sec
 
 
 def _wrong_with(row: Any) -> str:
-    """What is wrong with an annotation: keys img_id, sents, bbox [x, y, width, height], height, width; in pixels."""
+    """What is wrong with an annotation; empty: nothing.
+
+    It has ``img_id``, or ``image`` with a path; ``sents``; ``bbox`` as [x, y, width, height], ``height`` and ``width``
+    in pixels.
+    """
     if not isinstance(row, dict):
         return "is no JSON object"
-    absent = [key for key in ("img_id", "sents", "bbox", "height", "width") if key not in row]
+    picture = "image" if "image" in row else "img_id"
+    absent = [key for key in (picture, "sents", "bbox", "height", "width") if key not in row]
     if absent:
         return f"lacks {', '.join(absent)}"
     box, width, height = row["bbox"], row["width"], row["height"]
@@ -119,7 +124,8 @@ def _pictures_of(rows: list[Any], images: Path, section: Section, processes: int
 
 
 def _wanted(rows: Iterable[Any], images: Path) -> set[Wanted]:
-    return {(picture_name(str(row["img_id"]), images), (int(row["width"]), int(row["height"]))) for row in rows}
+    named = ((row["image"] if "image" in row else picture_name(str(row["img_id"]), images), row) for row in rows)
+    return {(str(name), (int(row["width"]), int(row["height"]))) for name, row in named}
 
 
 def picture_name(img_id: str, images: Path) -> str:

@@ -30,7 +30,7 @@ class Bar:
         self._started = self._said = time.monotonic()
         self._seconds: float | None = None
         self._bar = _rich_bar() if sys.stderr.isatty() else None
-        self._task = self._bar.add_task(what, total=total) if self._bar else None
+        self._task = self._bar.add_task(what, total=total, rate="") if self._bar else None
 
     def advance(self, more: int) -> None:
         """So many more are done."""

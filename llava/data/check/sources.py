@@ -81,8 +81,8 @@ def find(target: str, options: Sequence[str] = (), images: str | None = None) ->
         sources = _in_text(sys.stdin.read(), "standard input")
     elif path.suffix == ".tsv" or (path.is_dir() and any(path.rglob("*refcoco*.json"))):
         sources = [Benchmark(path.stem or str(path), path)]
-    elif path.is_dir():
-        sources = _in_run(path)
+    elif path.is_dir() and (configs := _configs(path)):
+        sources = [source for at in configs for source in _in_text(at.read_text(encoding="utf-8"), str(at))]
     elif path.is_file():
         text = path.read_text(encoding="utf-8")
         sources = _in_text(_render(target, options) if _is_recipe(text) else text, str(path))
@@ -93,12 +93,10 @@ def find(target: str, options: Sequence[str] = (), images: str | None = None) ->
     return [replace(source, images=Path(images)) for source in sources] if images else sources
 
 
-def _in_run(folder: Path) -> list[Source]:
+def _configs(folder: Path) -> list[Path]:
+    """Of a run, or of a pipeline's stages."""
     configs = [folder / "config.yaml", *sorted(folder.glob("stages/*/config.yaml"))]
-    found = [config for config in configs if config.is_file()]
-    if not found:
-        raise ConfigError(f"no config.yaml and no RefCOCO file in {folder}", _HOW)
-    return [source for config in found for source in _in_text(config.read_text(encoding="utf-8"), str(config))]
+    return [config for config in configs if config.is_file()]
 
 
 def _in_text(text: str, where: str) -> list[Source]:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from llava.dialogue import Turn
 from llava.errors import ConfigError, DataError
 from llava.generate import Pick, argmax, cut_at_words, steps
-from llava.templates import IMAGE_TAG
+from llava.logs import LOG
+from llava.templates import IMAGE_TAG, get
 
 if TYPE_CHECKING:
     import torch
@@ -228,7 +229,10 @@ def chat(
     from llava.hf_model import load
     from llava.talk import answer, talk
 
-    conversation = Conversation(load(model, device, precision, template, bits), pictures, style)
+    llava = load(model, device, precision, template, bits)
+    if llava.template is not None and not get(llava.template).keeps_question:
+        LOG.warning("template %s was trained on pictures alone: the model sees no word of a question", llava.template)
+    conversation = Conversation(llava, pictures, style)
     if question is None:
         talk(conversation, sys.stdin, sys.stdout)
     else:

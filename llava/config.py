@@ -114,6 +114,8 @@ class DataConfig(Section):
     """crop: resize the short side and cut the centre; pad: to a square with the mean colour, then resize."""
     max_length: Positive = 1472
     """Longest text in tokens, each picture counted as one; the rest is cut off on the right."""
+    max_length_text_only: Positive | None = None
+    """Longest text of a record without a picture; null: max_length."""
     max_bad_images: Count = 0
     """How many missing or broken pictures are skipped before training stops; each is reported with its path."""
     workers: Count = 4

@@ -197,9 +197,8 @@ def shared_index(job: TrainJob, loaded: Loaded, world: World, run: RunFolder) ->
         template = templates.get(job.model.template)
         warn_of_other_template(template, loaded.tokenizer)
         try:
-            folder = build_index(
-                job.data.records, loaded.tokenizer, template, job.data.max_length, run.root / "cache", check
-            )
+            longest = (job.data.max_length, job.data.max_length_text_only or job.data.max_length)
+            folder = build_index(job.data.records, loaded.tokenizer, template, longest, run.root / "cache", check)
             write_aside(run.left_out, (folder / LEFT_OUT).read_bytes())
             return folder
         except OSError as error:

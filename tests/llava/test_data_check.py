@@ -183,6 +183,14 @@ def test_lengths_are_those_of_training(bases: Bases, tmp_path: Path) -> None:
     assert numbers["tokens of a conversation"]["100 % have at most"] > 3000
 
 
+def test_text_alone_may_be_longer(bases: Bases, tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text(json.dumps([asks("a.jpg", "q" * 60), asks(None, "q" * 60), asks(None, "q" * 99)]))
+    source = Training("x", tmp_path / "r.json", tmp_path, bases.language, "vicuna", (50, 90))
+    *_, lengths = check_training(source, 1, Bar)
+    assert lengths.title.endswith("cut after 50 or 90")
+    assert [f.where.split(": ")[1] for f in lengths.findings] == ["record 0 (id 'a.jpg')", "record 2 (id 'text')"]
+
+
 def test_a_missing_tokenizer_is_a_finding(bases: Bases, tmp_path: Path) -> None:
     source = Training("x", bases.data / "records.json", bases.data / "images", tmp_path / "none", "vicuna")
     *_, lengths = check_training(source, 1, Bar)
@@ -303,14 +311,14 @@ def test_sources_of_a_recipe_a_plan_and_a_run(bases: Bases, tmp_path: Path) -> N
     (recipe,) = find("pretrain", sets)
     assert recipe == Training(
         "train", bases.data / "records.json", Path.home() / "llavajob/data/LLaVA-Pretrain/images", bases.language,
-        "vicuna", 1472, 100
+        "vicuna", (1472, 1472), 100
     )  # fmt: skip
     mine = tmp_path / "mine.yaml"
-    mine.write_text("base: pretrain\ndata: {max_length: 99}\n")
+    mine.write_text("base: pretrain\ndata: {max_length: 99, max_length_text_only: 2048}\n")
     (recipe,) = find(str(mine), sets)
     assert isinstance(recipe, Training)
-    assert recipe.max_length == 99
-    assert by_hand("r.json", "i", None, None, 5) == [Training("r", Path("r.json"), Path("i"), None, "vicuna", 5)]
+    assert recipe.max_length == (99, 2048)
+    assert by_hand("r.json", "i", None, None, 5) == [Training("r", Path("r.json"), Path("i"), None, "vicuna", (5, 5))]
 
 
 def test_a_rendered_plan_comes_through_a_pipe(bases: Bases, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ _SHARES = (50, 90, 99, 100)
 
 def check_lengths(source: Training, records: list[Record], bar: MakeBar) -> Section:
     """Encode every record as training does."""
-    section = Section(f"{source.title}: tokens by template {source.template}, cut after {source.max_length:,}")
+    longest = " or ".join(f"{length:,}" for length in sorted(set(source.max_length)))
+    section = Section(f"{source.title}: tokens by template {source.template}, cut after {longest}")
     try:
         _measure(source, records, section, bar)
     except LlavaError as error:

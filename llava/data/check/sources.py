@@ -32,7 +32,8 @@ class Training:
     tokenizer: Path | None = None
     """Folder of the language model; None: lengths are not measured."""
     template: str | None = None
-    max_length: int = 1472
+    max_length: tuple[int, int] = (1472, 1472)
+    """Tokens kept of a record with a picture, and of one without."""
     may_miss: int = 0
     """Pictures that training skips before it stops."""
 
@@ -62,7 +63,8 @@ def by_hand(
     if template is not None and template not in get_args(Template):
         raise ConfigError(f"template {template!r} is none of {', '.join(get_args(Template))}")
     words = Path(tokenizer) if tokenizer else None
-    return [Training(Path(records).stem, Path(records), Path(images), words, template or "vicuna", max_length)]
+    longest = (max_length, max_length)
+    return [Training(Path(records).stem, Path(records), Path(images), words, template or "vicuna", longest)]
 
 
 def find(target: str, options: Sequence[str] = (), images: str | None = None) -> list[Source]:
@@ -123,7 +125,7 @@ def _of_config(values: Any, where: str) -> Iterator[Source]:
             Path(job.data.images),
             Path(job.model.language.path),
             job.model.template,
-            job.data.max_length,
+            (job.data.max_length, job.data.max_length_text_only or job.data.max_length),
             job.data.max_bad_images,
         )
     elif isinstance(job, EvalJob):

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -61,8 +62,8 @@ def talk(conversation: Conversation, source: TextIO, out: TextIO) -> None:
 def _read(source: TextIO, out: TextIO, interactive: bool) -> str:
     """A line with its end; empty at the end of all."""
     if interactive and source is sys.stdin and out is sys.stdout:
-        import readline  # noqa: F401  # arrow keys, and the lines before
-
+        with suppress(ImportError):  # not every Python is built with it
+            import readline  # noqa: F401  # arrow keys, and the lines before
         try:
             return input(_PROMPT) + "\n"
         except EOFError:

@@ -109,6 +109,17 @@ def test_every_trouble_is_found_and_told_with_its_cure(mixed: Path, tmp_path: Pa
     assert not (report / "cure.sh").exists()
 
 
+def test_pictures_that_training_skips_do_not_stand_in_the_way(mixed: Path) -> None:
+    def grave(may_miss: int) -> set[str]:
+        source = Training("x", mixed / "records.json", mixed / "images", may_miss=may_miss)
+        _, pictures = check_training(source, 1, Bar)
+        assert pictures.numbers["bad pictures"].startswith(f"4; data.max_bad_images is {may_miss}")
+        return {finding.kind for finding in pictures.findings if finding.grave}
+
+    assert grave(4) == {"missing folder"}
+    assert grave(3) == {"missing folder", "missing picture", "unreadable picture", "wrong suffix"}
+
+
 def test_what_the_check_refuses_is_what_training_refuses(tmp_path: Path, tiny_vision: Path) -> None:
     for mode, form, name in (
         ("RGB", "JPEG", "a.jpg"), ("CMYK", "JPEG", "b.jpg"), ("L", "JPEG", "c.jpg"), ("P", "PNG", "d.png"),
@@ -200,7 +211,7 @@ def test_a_missing_tokenizer_is_a_finding(bases: Bases, tmp_path: Path) -> None:
 def test_known_records_must_be_complete(tmp_path: Path) -> None:
     (tmp_path / "llava_v1_5_mix665k.json").write_text(json.dumps([asks(None)]))
     source = Training("x", tmp_path / "llava_v1_5_mix665k.json", tmp_path / "images")
-    section, _ = check_training(source, 1, Bar)
+    (section,) = check_training(source, 1, Bar)
     assert section.findings[0].what == "1 records; the published file has 665,298"
 
 

@@ -33,28 +33,36 @@ def cure_of_folder(images: Path, folder: str) -> str:
 
 
 def add_troubles(section: Section, images: Path, looked: Looked, may_miss: int) -> None:
-    """Turn what was found in pictures into findings with their cures."""
+    """Turn what was found in pictures into findings with their cures.
+
+    Args:
+        may_miss: bad pictures that training skips; no more than those do not stand in the way.
+    """
+    bad = sum(trouble.kind in ("missing", "twin", "unreadable") for trouble in looked.troubles)
+    if bad and may_miss:
+        then = "training stops" if bad > may_miss else "training skips them"
+        section.numbers["bad pictures"] = f"{bad:,}; data.max_bad_images is {may_miss:,}, so {then}"
     for trouble in looked.troubles:
-        kind, what, cure, grave = _say(trouble)
-        note = PICTURES[folder_of(trouble.name)].note if folder_of(trouble.name) in PICTURES else ""
-        section.add(kind, images / trouble.name, what, f"{cure}; {note}" if grave and note else cure, grave)
+        kind, what, cure = _say(trouble)
+        known = PICTURES.get(folder_of(trouble.name))
+        if known and known.note and trouble.kind != "suffix":
+            cure = f"{cure}; {known.note}"
+        grave = trouble.kind != "suffix" and (bad > may_miss or trouble.kind == "size")
+        section.add(kind, images / trouble.name, what, cure, grave)
         if trouble.kind == "twin":
             section.links.append((trouble.detail, str(images / trouble.name)))
-    bad = sum(trouble.kind in ("missing", "twin", "unreadable") for trouble in looked.troubles)
-    if may_miss:
-        stops = "training stops" if bad > may_miss else "training skips them"
-        section.numbers["bad pictures"] = f"{bad:,}; data.max_bad_images is {may_miss:,}, so {stops}"
 
 
-def _say(trouble: Trouble) -> tuple[str, str, str, bool]:
+def _say(trouble: Trouble) -> tuple[str, str, str]:
+    """Kind, what is the matter, and the cure."""
+    again = "download or unpack it again"
     if trouble.kind == "missing":
-        return "missing picture", "not found", "download or unpack it again", True
+        return "missing picture", "not found", again
     if trouble.kind == "twin":
-        link = "cure.sh of the report links every such picture"
-        return "wrong suffix", f"not found, but {trouble.detail} is there", link, True
+        return "wrong suffix", f"not found, but {trouble.detail} is there", "the report's cure.sh links all of these"
     if trouble.kind == "unreadable":
-        return "unreadable picture", trouble.detail, "download or unpack it again", True
+        return "unreadable picture", trouble.detail, again
     if trouble.kind == "size":
-        return "wrong size", f"is {trouble.detail}, not as annotated", "take the pictures that were annotated", True
+        return "wrong size", f"is {trouble.detail}, not as annotated", "take the pictures that were annotated"
     cure = "nothing to do here, pictures are opened by what they hold; other tools may want them renamed"
-    return "other content", f"holds {trouble.detail}", cure, False
+    return "other content", f"holds {trouble.detail}", cure

@@ -28,7 +28,8 @@ def check(sources: Sequence[Source], report: Path, processes: int | None = None)
     Raises:
         DataError: something stands in the way; the report says what.
     """
-    count = processes or len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = processes or cores
     sections: list[Section] = []
     for source in sources:
         if isinstance(source, Training):

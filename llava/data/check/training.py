@@ -30,9 +30,10 @@ def check_training(source: Training, processes: int, bar: MakeBar) -> list[Secti
         known = RECORDS.get(source.records.name)
         _missing_folders(source, Counter(dict.fromkeys(known.folders if known else (), 0)), pictures)
         return [section, pictures]
+    sections = [section]
     if any(record.image is not None for record in records):
         _pictures(source, records, pictures, processes, bar)
-    sections = [section, pictures]
+        sections.append(pictures)
     if source.tokenizer is not None and source.template is not None and records:
         from llava.data.check.lengths import check_lengths
 
@@ -71,16 +72,16 @@ def _pictures(source: Training, records: list[Record], section: Section, process
     there = [(name, None) for name in names if folder_of(name) not in absent]
     with bar("pictures", len(there)) as progress:
         looked = look_at_all(str(source.images), there, processes, progress.advance)
-    add_troubles(section, source.images, looked, source.may_miss)
     bad = Counter(folder_of(t.name) for t in looked.troubles if t.kind != "suffix")
     section.numbers |= {
         "pictures": len(names),
         "opened": looked.opened,
         "megabytes": looked.read_bytes // 10**6,
         "pictures a minute": progress.per_minute,
-        "records by folder": dict(_largest(folders)),
-        "bad pictures by folder": dict(_largest(bad)),
+        "records by folder": dict(_first(folders)),
+        "bad pictures by folder": dict(_first(bad)),
     }
+    add_troubles(section, source.images, looked, source.may_miss)
 
 
 def _missing_folders(source: Training, records_in: Counter[str], section: Section) -> set[str]:
@@ -96,7 +97,7 @@ def _missing_folders(source: Training, records_in: Counter[str], section: Sectio
     return absent
 
 
-def _largest(counts: Counter[str], most: int = 20) -> list[tuple[str, Any]]:
+def _first(counts: Counter[str], most: int = 20) -> list[tuple[str, Any]]:
     """The 558K file has 660 folders; nobody reads that many lines."""
     shown: list[tuple[str, Any]] = [(name or ".", count) for name, count in sorted(counts.items())[:most]]
     rest = len(counts) - len(shown)

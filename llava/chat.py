@@ -1,7 +1,7 @@
-"""Talk to a model: one question, or line by line with history; answers appear as they are made.
+"""A conversation with a model: its pictures, what was said, and answers that appear as they are made.
 
-Every turn is written as in training: begin-of-sequence where the template had one, the picture in front of the first
-question.
+Every turn is written as in training: begin-of-sequence where the template had one, a picture in front of the question
+that it is shown with.
 """
 
 from __future__ import annotations
@@ -10,22 +10,19 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any
 
 from llava.dialogue import Turn
 from llava.errors import ConfigError, DataError
 from llava.generate import Pick, argmax, cut_at_words, steps
-from llava.templates import IMAGE_TAG
+from llava.logs import LOG
+from llava.templates import IMAGE_TAG, get
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from llava.hf_model import HfLlava
-
-RESET, EXIT = "RESET", "EXIT"
-_PROMPT = "you: "
-_HELP = f"Ask, and end with the enter key. {RESET} forgets the conversation, {EXIT} or Ctrl-D leaves."
+    from llava.hf_model import Bits, HfLlava
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Conversation:
 
     Args:
         llava: the model.
-        pictures: files, shown before the first question.
+        pictures: files, shown with the first question.
         style: how answers are made.
 
     Raises:
@@ -54,9 +51,27 @@ class Conversation:
     def __init__(self, llava: HfLlava, pictures: Iterable[str | Path] = (), style: Style | None = None) -> None:
         self._llava = llava
         self._style = style or Style()
-        opened = [_open(path) for path in pictures]
-        self._features = llava.encode_pixels(llava.pixels(opened)) if opened else []
-        self._turns: list[Turn] = []
+        self._shown: list[_Shown] = []
+        self._waiting = 0
+        self.turns: list[Turn] = []
+        for path in pictures:
+            self.show(path)
+        self._first = tuple(self._shown)
+
+    @property
+    def pictures(self) -> list[str]:
+        """Paths of the pictures that were shown, in order."""
+        return [shown.path for shown in self._shown]
+
+    def show(self, path: str | Path) -> None:
+        """Look at one more picture, which goes in front of the next question.
+
+        Raises:
+            ConfigError, DataError: it is not there, or cannot be read.
+        """
+        pixels = self._llava.pixels([_open(path)])
+        self._shown.append(_Shown(str(path), self._llava.encode_pixels(pixels)[0]))
+        self._waiting += 1
 
     def ask(self, question: str) -> Iterator[str]:
         """Yield the answer so far, again and again, and remember the turn when it is complete.
@@ -64,25 +79,36 @@ class Conversation:
         Raises:
             ConfigError: the conversation has become too long for the model.
         """
-        asked = Turn(self._with_pictures(question.replace(IMAGE_TAG, "").strip()))
-        prompt = self._llava.embed(self._llava.chunks([*self._turns, asked]), self._features)
+        words = question.replace(IMAGE_TAG, "").strip()
+        asked = Turn((IMAGE_TAG + "\n") * self._waiting + words)
+        features = [shown.features for shown in self._shown]
+        prompt = self._llava.embed(self._llava.chunks([*self.turns, asked]), features)
         self._check_length(len(prompt))
         answer = ""
         for answer in _growing(self._tokens(prompt), self._llava):
             yield answer
-        self._turns.append(Turn(asked.question, answer))
+        self.turns.append(Turn(asked.question, answer))
+        self._waiting = 0
 
     def reset(self) -> None:
-        """Forget what was said; the pictures stay."""
-        self._turns.clear()
+        """Forget what was said and shown since; the first pictures stay."""
+        self.turns.clear()
+        self._shown = list(self._first)
+        self._waiting = len(self._shown)
+
+    def record(self) -> dict[str, Any]:
+        """The conversation as a LLaVA record; ``image`` is a list where several pictures were shown."""
+        messages = []
+        for turn in self.turns:
+            messages += [{"from": "human", "value": turn.question}, {"from": "gpt", "value": turn.answer or ""}]
+        seen = self.pictures[: len(self.pictures) - self._waiting]
+        image = {"image": seen[0] if len(seen) == 1 else seen} if seen else {}
+        return {"id": "chat", **image, "conversations": messages}
 
     def _check_length(self, tokens: int) -> None:
         most = self._llava.model.config.text_config.max_position_embeddings
         if tokens >= most:
-            raise ConfigError(f"the conversation has {tokens} tokens, the model reads {most}", f"Type {RESET}.")
-
-    def _with_pictures(self, question: str) -> str:
-        return question if self._turns else (IMAGE_TAG + "\n") * len(self._features) + question
+            raise ConfigError(f"the conversation has {tokens} tokens, the model reads {most}", "Type /reset.")
 
     def _tokens(self, prompt: torch.Tensor) -> Iterator[int]:
         pick = _pick(self._style)
@@ -92,6 +118,13 @@ class Conversation:
             yield token
             if count == self._style.max_new_tokens:
                 return
+
+
+@dataclass(frozen=True)
+class _Shown:
+    path: str
+    features: torch.Tensor
+    """[picture tokens, hidden]."""
 
 
 def _growing(tokens: Iterator[int], llava: HfLlava) -> Iterator[str]:
@@ -167,40 +200,6 @@ def check_choices(device: str, precision: str, template: str | None) -> None:
         raise ConfigError("; ".join(wrong))
 
 
-def answer(conversation: Conversation, question: str, out: TextIO) -> None:
-    """Write one answer as it grows, and a newline."""
-    shown = ""
-    for text in conversation.ask(question):
-        out.write(text[len(shown) :])
-        out.flush()
-        shown = text
-    out.write("\n")
-    out.flush()
-
-
-def talk(conversation: Conversation, source: TextIO, out: TextIO) -> None:
-    """Read questions line by line until EXIT or the end."""
-    interactive = source.isatty()
-    if interactive:
-        out.write(_HELP + "\n")
-    while True:
-        if interactive:
-            out.write(_PROMPT)
-            out.flush()
-        line = source.readline()
-        question = line.strip()
-        if not line or question == EXIT:
-            return
-        if question == RESET:
-            conversation.reset()
-            out.write("(forgotten)\n")
-        elif question:
-            try:
-                answer(conversation, question, out)
-            except ConfigError as error:
-                out.write(f"{error}\n")
-
-
 def chat(
     model: str | Path,
     pictures: Iterable[str | Path] = (),
@@ -209,7 +208,7 @@ def chat(
     device: str = "auto",
     precision: str = "auto",
     template: str | None = None,
-    four_bit: bool = False,
+    bits: Bits | None = None,
     style: Style | None = None,
 ) -> None:
     """Ask one question, or talk line by line on standard input.
@@ -221,15 +220,18 @@ def chat(
         device: auto, cpu or cuda.
         precision: auto, fp32, bf16 or fp16.
         template: overrides the folder's conversation template.
-        four_bit: language model in 4 bits.
+        bits: language model in 4 or 8 bits.
         style: how answers are made.
 
     Raises:
         ConfigError, DataError, WeightsError: the model or a picture cannot be used.
     """
     from llava.hf_model import load
+    from llava.talk import answer, talk
 
-    llava = load(model, device, precision, template, four_bit)
+    llava = load(model, device, precision, template, bits)
+    if llava.template is not None and not get(llava.template).keeps_question:
+        LOG.warning("template %s was trained on pictures alone: the model sees no word of a question", llava.template)
     conversation = Conversation(llava, pictures, style)
     if question is None:
         talk(conversation, sys.stdin, sys.stdout)

@@ -23,6 +23,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+data_app = typer.Typer(help="Look after data.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
 Config = Annotated[str, typer.Option("--config", metavar="FILE", help="The job's YAML file.")]
 MaybeConfig = Annotated[str | None, typer.Option("--config", metavar="FILE", help="The job's YAML file.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda; auto: a GPU where there is one.")]
@@ -244,8 +247,9 @@ def chat(
     device: Device = "auto",
     precision: Precision = "auto",
     four_bit: Annotated[bool, typer.Option("--4-bit", help="Language model in 4 bits (NF4).")] = False,
+    eight_bit: Annotated[bool, typer.Option("--8-bit", help="Language model in 8 bits (LLM.int8).")] = False,
 ) -> None:
-    """Ask about pictures; line by line, RESET forgets and EXIT leaves."""
+    """Ask about pictures; line by line, /help lists what else there is."""
     from llava.chat import Style, check_choices
     from llava.chat import chat as talk
     from llava.entry import guarded
@@ -254,10 +258,54 @@ def chat(
         check_choices(device, precision, template)
         style = Style(max_new_tokens, temperature, seed)
         talk(
-            model, image or (), question, device=device, precision=precision, template=template, four_bit=four_bit,
-            style=style,
+            model, image or (), question, device=device, precision=precision, template=template,
+            bits=4 if four_bit else 8 if eight_bit else None, style=style,
         )  # fmt: skip
 
+    if four_bit and eight_bit:
+        raise typer.Exit(_refuse("--4-bit", "--8-bit"))
+    raise typer.Exit(guarded(work, on_signal="default"))
+
+
+@data_app.command("check")
+def data_check(
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RECIPE]",
+            help="A recipe, a run's folder, a config.yaml (-: standard input), a .tsv, or a folder of RefCOCO files.",
+        ),
+    ] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; repeatable.")
+    ] = None,
+    records: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Instead of RECIPE: records by themselves.")
+    ] = None,
+    images: Annotated[str | None, typer.Option(metavar="FOLDER", help="Where their pictures are.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Language model to measure lengths with.")
+    ] = None,
+    template: Template = None,
+    max_length: Annotated[int, typer.Option(help="Longest text in tokens.", min=1)] = 1472,
+    processes: Annotated[int | None, typer.Option(help="How many open pictures; left out: one a core.", min=1)] = None,
+    report: Annotated[str, typer.Option(metavar="FOLDER", help="Where the report goes.")] = "data-check",
+) -> None:
+    """Look for every file that a recipe reads, open every picture, measure every conversation."""
+    from llava.entry import guarded
+
+    def work() -> None:
+        from llava.data.check.run import check
+        from llava.data.check.sources import by_hand, find
+
+        if target is None:
+            sources = by_hand(records, images, tokenizer, template, max_length)
+        else:
+            sources = find(target, [word for one in sets or () for word in ("--set", one)], images)
+        check(sources, Path(report), processes)
+
+    if target is not None and records is not None:
+        raise typer.Exit(_refuse("RECIPE", "--records"))
     raise typer.Exit(guarded(work, on_signal="default"))
 
 

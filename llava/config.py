@@ -28,6 +28,7 @@ Template = Literal[
     "phi3_chat",
     "chatml",
     "qwen_chat",
+    "qwen",
 ]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
@@ -118,6 +119,8 @@ class DataConfig(Section):
     resize both sides); pad: to a square with the mean colour, then resize."""
     max_length: Positive = 1472
     """Longest text in tokens, each picture counted as one; the rest is cut off on the right."""
+    max_length_text_only: Positive | None = None
+    """Longest text of a record without a picture; null: max_length."""
     max_bad_images: Count = 0
     """How many missing or broken pictures are skipped before training stops; each is reported with its path."""
     workers: Count = 4

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from llava.dialogue import Turn, encode_by_chat_template, encode_by_template
 from llava.errors import ConfigError, WeightsError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+Bits = Literal[4, 8]
 MANIFEST = "llavajob.json"
 """What a folder written by convert says about itself beyond Hugging Face's files."""
 _PARTS_KEPT_WHOLE = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
@@ -100,7 +101,11 @@ class HfLlava:
 
 
 def load(
-    path: str | Path, device: str = "auto", precision: str = "auto", template: str | None = None, four_bit: bool = False
+    path: str | Path,
+    device: str = "auto",
+    precision: str = "auto",
+    template: str | None = None,
+    bits: Bits | None = None,
 ) -> HfLlava:
     """Load a folder onto this process's device.
 
@@ -109,10 +114,10 @@ def load(
         device: auto, cpu or cuda.
         precision: auto, fp32, bf16 or fp16.
         template: overrides the template that the folder names.
-        four_bit: language model in NF4; needs bitsandbytes.
+        bits: language model in 4 bits (NF4) or 8 (LLM.int8); None: whole.
 
     Raises:
-        ConfigError: no such folder, device or template.
+        ConfigError: no such folder, device or template, or no bitsandbytes for fewer bits.
         WeightsError: weights are missing, left over or of another shape.
     """
     folder = checked_folder(path)  # before the slow imports
@@ -122,7 +127,7 @@ def load(
 
     place = local_device(device)
     dtype = dtype_name(precision, place)
-    model = _load_weights(folder, place, torch_dtype(dtype), four_bit)
+    model = _load_weights(folder, place, torch_dtype(dtype), bits)
     tokenizer = load_tokenizer(str(folder))
     manifest = read_manifest(folder)
     name = template or manifest.get("template")
@@ -171,46 +176,58 @@ def template_of(folder: str | Path, override: str | None) -> str:
     return override or str(read_manifest(Path(folder)).get("template") or "chat_template")
 
 
-def _load_weights(folder: Path, place: torch.device, dtype: torch.dtype, four_bit: bool) -> Any:
+def _load_weights(folder: Path, place: torch.device, dtype: torch.dtype, bits: Bits | None) -> Any:
     from transformers import LlavaForConditionalGeneration
 
     options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "output_loading_info": True}
-    if four_bit:
-        options["quantization_config"] = _nf4(dtype)
+    if bits is not None:
+        options["quantization_config"] = _quantization(bits, dtype)
     if place.type == "cuda":
         options["device_map"] = {"": place}  # straight to the GPU, without a copy in the host's memory
     try:
         model, report = LlavaForConditionalGeneration.from_pretrained(folder, **options)
+    except ImportError as error:
+        raise ConfigError(f"cannot load {folder} in {bits} bits: {error}", _NEEDS_BITSANDBYTES) from None
     except (RuntimeError, OSError, ValueError) as error:
         raise WeightsError(f"cannot load {folder}: {error}") from None
     wrong = [f"{kind} {sorted(map(str, report[kind]))}" for kind in _KINDS if report.get(kind)]
     if wrong:
         raise WeightsError(f"the weights in {folder} do not fit its config: {'; '.join(wrong)}")
-    if four_bit:
-        _check_four_bit(model)
+    if bits is not None:
+        _check_quantised(model, bits)
     return model.eval()
 
 
 _KINDS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+_NEEDS_BITSANDBYTES = "4 and 8 bits need the package bitsandbytes, on CPU too: pip install 'bitsandbytes>=0.49'"
+_LAYERS: dict[Bits, str] = {4: "Linear4bit", 8: "Linear8bitLt"}
 
 
-def _nf4(dtype: torch.dtype) -> Any:
+def _quantization(bits: Bits, dtype: torch.dtype) -> Any:
+    """4: NF4 with double quantisation; 8: LLM.int8 (Dettmers et al., arXiv 2208.07339), outliers above 6 kept whole."""
+    from importlib.util import find_spec
+
     from transformers import BitsAndBytesConfig
 
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(f"cannot load in {bits} bits: bitsandbytes is not installed", _NEEDS_BITSANDBYTES)
+    whole = list(_PARTS_KEPT_WHOLE)
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0, llm_int8_skip_modules=whole)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=list(_PARTS_KEPT_WHOLE),
+        llm_int8_skip_modules=whole,
     )
 
 
-def _check_four_bit(model: Any) -> None:
-    names = [name for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"]
+def _check_quantised(model: Any, bits: Bits) -> None:
+    names = [name for name, module in model.named_modules() if type(module).__name__ == _LAYERS[bits]]
     strange = [name for name in names if not name.startswith("model.language_model.")]
     if strange or not names:
-        raise WeightsError(f"4-bit loading reached the wrong layers: {strange[:3] or 'none at all'}")
+        raise WeightsError(f"{bits}-bit loading reached the wrong layers: {strange[:3] or 'none at all'}")
 
 
 def _stop(model: Any, tokenizer: Any, template: str | None) -> Stop:

@@ -49,6 +49,10 @@ class RunFolder:
     def model(self) -> Path:
         return self.root / "model"
 
+    @property
+    def left_out(self) -> Path:
+        return self.root / "left_out.jsonl"
+
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06d}"
 

@@ -45,7 +45,7 @@ class Template:
     def question(self, text: str, turn: int = 0) -> str:
         """The prompt of turn number ``turn`` (from 0), up to where the answer begins."""
         if not self.keeps_question:
-            text = IMAGE_TAG if IMAGE_TAG in text else ""
+            text = IMAGE_TAG * text.count(IMAGE_TAG)
         instruction = self.next_instruction if turn and self.next_instruction else self.instruction
         return instruction.format(input=text)
 
@@ -120,6 +120,7 @@ _ALL: Final = (
     _chatml("qwen_chat", "<|endoftext|>"),
 )
 TEMPLATES: Final[dict[str, Template]] = {template.name: template for template in _ALL}
+TEMPLATES["qwen"] = TEMPLATES["qwen_chat"]  # the short name; the long one travels with the weights
 
 
 def get(name: str) -> Template:

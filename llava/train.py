@@ -186,7 +186,8 @@ def shared_index(job: TrainJob, loaded: Loaded, world: World, run: RunFolder) ->
         TrainingError: the file system refuses.
     """
     from llava import templates
-    from llava.data.index import TokenIndex, build_index
+    from llava.data.index import LEFT_OUT, TokenIndex, build_index
+    from llava.run_folder import write_aside
 
     def check() -> None:
         if interrupt.requested():
@@ -196,9 +197,10 @@ def shared_index(job: TrainJob, loaded: Loaded, world: World, run: RunFolder) ->
         template = templates.get(job.model.template)
         warn_of_other_template(template, loaded.tokenizer)
         try:
-            return build_index(
-                job.data.records, loaded.tokenizer, template, job.data.max_length, run.root / "cache", check
-            )
+            longest = (job.data.max_length, job.data.max_length_text_only or job.data.max_length)
+            folder = build_index(job.data.records, loaded.tokenizer, template, longest, run.root / "cache", check)
+            write_aside(run.left_out, (folder / LEFT_OUT).read_bytes())
+            return folder
         except OSError as error:
             raise failure.as_training_error(error, f"writing the token index below {run.root}") from error
 
@@ -207,6 +209,8 @@ def shared_index(job: TrainJob, loaded: Loaded, world: World, run: RunFolder) ->
         raise ConfigError(f"data.images: folder not found: {job.data.images}")
     if world.rank == 0:
         LOG.info("%s", index.counts)
+        if index.counts.samples < index.counts.records or index.counts.truncated:
+            LOG.info("what is dropped or cut is listed in %s", run.left_out)
     return index
 
 

@@ -37,8 +37,15 @@ class Encoded:
     """With IMAGE_TOKEN in the picture's place."""
     labels: list[int]
     """The ids where they are learned, IGNORE elsewhere."""
-    truncated: bool
-    """Something was cut off on the right."""
+    whole: int
+    """Number of tokens before the cut on the right."""
+    learned_lost: int = 0
+    """Number of supervised tokens behind the cut."""
+
+    @property
+    def truncated(self) -> bool:
+        """Something was cut off on the right."""
+        return self.whole > len(self.ids)
 
     @property
     def learned(self) -> int:
@@ -100,7 +107,8 @@ def assemble(record: Record, template: Template, tokens: Tokens, special: Specia
         add(tokens[template.sep])
     if labels:
         labels[0] = IGNORE  # nothing comes before it that could foretell it
-    return Encoded(ids[:max_length], labels[:max_length], len(ids) > max_length)
+    lost = len(labels[max_length:]) - labels[max_length:].count(IGNORE)
+    return Encoded(ids[:max_length], labels[:max_length], len(ids), lost)
 
 
 def _ids(tokenizer: Any, many: list[str]) -> list[list[int]]:

@@ -3,11 +3,12 @@
 Lengths and numbers of supervised tokens are thereby known before training, nothing is encoded twice, and a rank holds
 no records in memory. A folder per records file, tokenizer, template and length::
 
-    ids.npy       (all tokens,) int32, with IMAGE_TOKEN
-    learned.npy   (all tokens,) bool
-    ends.npy      (samples + 1,) int64, where each sample's tokens end; the first is 0
-    images.npy    (samples,) bytes, path below the image folder, empty for none
-    index.json    what was left out; written last
+    ids.npy         (all tokens,) int32, with IMAGE_TOKEN
+    learned.npy     (all tokens,) bool
+    ends.npy        (samples + 1,) int64, where each sample's tokens end; the first is 0
+    images.npy      (samples,) bytes, path below the image folder, empty for none
+    left_out.jsonl  records that are dropped or cut, a line each (``llava/data/left_out.py``)
+    index.json      how many; written last
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,31 +28,18 @@ from numpy.typing import NDArray
 
 from llava.data.collate import IGNORE, IMAGE_TOKEN
 from llava.data.conversation import Encoded, assemble, encode_texts, specials, texts
+from llava.data.left_out import Counts, Judge
 from llava.data.records import Record, read_records
 from llava.errors import ConfigError, DataError
 from llava.templates import Template
 
-FORMAT = 1
+FORMAT = 2
+LEFT_OUT = "left_out.jsonl"
+"""Names the records that are dropped or cut."""
 CHUNK = 2000
 """Records encoded in one call of the tokenizer, which uses every core."""
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What became of the records."""
-
-    records: int = 0
-    samples: int = 0
-    empty: int = 0
-    """Left out: no question with an answer."""
-    unlearned: int = 0
-    """Left out: no supervised token before the cut."""
-    truncated: int = 0
-    """Kept, but cut off on the right."""
-
-    def __str__(self) -> str:
-        dropped = f"{self.empty:,} without an answer and {self.unlearned:,} cut before it are left out"
-        return f"{self.samples:,} of {self.records:,} records to learn from; {dropped}; {self.truncated:,} are cut"
+MaxLength = int | tuple[int, int]
+"""Tokens kept of a record, its picture counted as one; two numbers: with a picture, and without."""
 
 
 class TokenIndex:
@@ -92,7 +80,7 @@ class TokenIndex:
 
 
 def build_index(
-    records: str, tokenizer: Any, template: Template, max_length: int, cache: Path, check: Callable[[], None]
+    records: str, tokenizer: Any, template: Template, max_length: MaxLength, cache: Path, check: Callable[[], None]
 ) -> Path:
     """The index folder for these records: found below ``cache``, or made there.
 
@@ -121,15 +109,17 @@ def build_index(
 
 
 def encode_records(
-    records: Iterable[Record], tokenizer: Any, template: Template, max_length: int
+    records: Iterable[Record], tokenizer: Any, template: Template, max_length: MaxLength
 ) -> Iterator[tuple[Record, Encoded]]:
     """Encode records, many in one call of the tokenizer."""
+    with_picture, without = max_length if isinstance(max_length, tuple) else (max_length, max_length)
     special = specials(tokenizer, template)
     source = iter(records)
     while chunk := list(islice(source, CHUNK)):
         tokens = encode_texts(tokenizer, (text for record in chunk for text in texts(record, template)))
         for record in chunk:
-            yield record, assemble(record, template, tokens, special, max_length)
+            kept = without if record.image is None else with_picture
+            yield record, assemble(record, template, tokens, special, kept)
 
 
 def _write(
@@ -137,36 +127,36 @@ def _write(
     records: Iterable[Record],
     tokenizer: Any,
     template: Template,
-    max_length: int,
+    max_length: MaxLength,
     check: Callable[[], None],
 ) -> Counts:
     ids: list[NDArray[np.int32]] = []
     learned: list[NDArray[np.bool_]] = []
     images: list[bytes] = []
-    seen = empty = truncated = 0
-    for record, encoded in encode_records(records, tokenizer, template, max_length):
-        if seen % CHUNK == 0:
-            check()
-        seen += 1
-        if not encoded.learned:
-            empty += not record.turns
-            continue
-        truncated += encoded.truncated
-        ids.append(np.array(encoded.ids, np.int32))
-        learned.append(np.array(encoded.labels, np.int32) != IGNORE)
-        # The cut may have taken the picture's place away; then the picture is not read either.
-        images.append((record.image or "").encode() if IMAGE_TOKEN in encoded.ids else b"")
-    counts = Counts(seen, len(ids), empty, seen - len(ids) - empty, truncated)
+    judge = Judge()
+    with (folder / LEFT_OUT).open("w", encoding="utf-8") as left_out:
+        for record, encoded in encode_records(records, tokenizer, template, max_length):
+            if judge.counts.records % CHUNK == 0:
+                check()
+            found = judge.look(record, encoded)
+            if found is not None:
+                left_out.write(json.dumps(asdict(found), ensure_ascii=False) + "\n")
+                if found.fate == "dropped":
+                    continue
+            ids.append(np.array(encoded.ids, np.int32))
+            learned.append(np.array(encoded.labels, np.int32) != IGNORE)
+            # The cut may have taken the picture's place away; then the picture is not read either.
+            images.append((record.image or "").encode() if IMAGE_TOKEN in encoded.ids else b"")
     if ids:
         np.save(folder / "ids.npy", np.concatenate(ids))
         np.save(folder / "learned.npy", np.concatenate(learned))
         np.save(folder / "ends.npy", np.cumsum([0, *map(len, ids)], dtype=np.int64))
         np.save(folder / "images.npy", np.array(images, dtype=f"S{max(1, *map(len, images), 1)}"))
-    (folder / "index.json").write_text(json.dumps(asdict(counts)), encoding="utf-8")
-    return counts
+    (folder / "index.json").write_text(json.dumps(asdict(judge.counts)), encoding="utf-8")
+    return judge.counts
 
 
-def _key(records: str, tokenizer: Any, template: Template, max_length: int) -> str:
+def _key(records: str, tokenizer: Any, template: Template, max_length: MaxLength) -> str:
     try:
         status = os.stat(records)
     except OSError:

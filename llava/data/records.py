@@ -45,7 +45,7 @@ def read_records(path: str | Path) -> Iterator[Record]:
         ConfigError: the file is missing.
         DataError: it is not JSON, or a record is wrong; the message names the record.
     """
-    for number, value in enumerate(_values(Path(path))):
+    for number, value in enumerate(read_values(path)):
         yield to_record(value, number)
 
 
@@ -69,7 +69,13 @@ def to_record(value: Any, number: int) -> Record:
     return Record(name, image, _place_tag(turns, image, name))
 
 
-def _values(path: Path) -> Iterator[Any]:
+def read_values(path: str | Path) -> Iterator[Any]:
+    """What the JSON of a file of records holds, one value a record, unchecked.
+
+    Raises:
+        ConfigError, DataError: as ``read_records``, but for what a record holds.
+    """
+    path = Path(path)
     try:
         if path.suffix == ".jsonl":
             with path.open(encoding="utf-8") as file:

@@ -36,7 +36,7 @@ def test_help_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for verb in ("train", "convert", "merge", "mmbench", "chat", "toy", "schema"):
+    for verb in ("train", "convert", "merge", "mmbench", "refcoco", "chat", "data", "toy", "schema"):
         assert verb in done.stdout
 
 
@@ -78,6 +78,7 @@ def test_a_config_of_another_kind_is_refused(verb: str, tmp_path: Path) -> None:
         (["convert", "a", "b", "--config", "c.yaml"], "give --config or paths, not both"),
         (["convert", "nowhere", "out"], "no trained model in nowhere"),
         (["chat", "nowhere", "Hi"], "nowhere is no Hugging Face model folder"),
+        (["chat", "nowhere", "Hi", "--4-bit", "--8-bit"], "give --4-bit or --8-bit, not both"),
         (["chat", "nowhere", "Hi", "--template", "x", "--device", "tpu"], "device 'tpu' is none of auto, cpu, cuda"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

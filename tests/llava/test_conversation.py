@@ -14,7 +14,10 @@ from llava.data.conversation import assemble, encode_texts, specials, texts
 from llava.data.index import TokenIndex, build_index
 from llava.data.records import Record, Turn
 from llava.errors import ConfigError, DataError
+from llava.logs import LOG
+from llava.run_folder import read_lines
 from llava.templates import get
+from tests.llava.train_helpers import Bases, make_job, train_here
 
 ONE = Record("one", "p.jpg", (Turn("<image>\nQ", "A"),))
 TWO = Record("two", "p.jpg", (Turn("<image>\nQ", "A"), Turn("R", "B")))
@@ -198,6 +201,29 @@ def test_index_of_nothing_is_an_error_and_leaves_nothing(tmp_path: Path, tiny_la
 
         build_index(write(tmp_path, [talk("a", "b")]), tokenizer, get("vicuna"), 9, tmp_path / "cache", stop)
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_training_says_and_lists_what_it_leaves_out(
+    tmp_path: Path,
+    tiny_language: Path,
+    tiny_vision: Path,
+    tiny_records: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(LOG, "propagate", True)
+    caplog.set_level("INFO", "llava")
+    records = write(tmp_path, [talk("a", "b", id="short"), talk("a", "q" * 3000, id="long"), talk("a", id="silent")])
+    job = make_job(Bases(tiny_language, tiny_vision, tiny_records), tmp_path / "run", records=records, max_steps=1)
+    run = train_here(job)
+    assert (
+        "2 of 3 records to learn from; 1 without an answer and 0 cut before it are left out; 1 are cut" in caplog.text
+    )
+    assert f"what is dropped or cut is listed in {run.root}/left_out.jsonl" in caplog.text
+    long, silent = read_lines(run.left_out)
+    assert (long["record"], long["fate"], long["kept"]) == ("record 1 (id 'long')", "truncated", 1472)
+    assert long["learned_lost"] == long["tokens"] - 1472 - 1, "all but the separator behind the last answer"
+    assert (silent["record"], silent["fate"]) == ("record 2 (id 'silent')", "dropped")
 
 
 def test_layout_of_a_micro_batch() -> None:

@@ -49,7 +49,8 @@ EXPECTED = {
 
 
 def test_every_template_of_the_config_is_there() -> None:
-    assert set(get_args(config.Template)) == TEMPLATES.keys() == EXPECTED.keys()
+    assert set(get_args(config.Template)) == TEMPLATES.keys() == EXPECTED.keys() | {"qwen"}
+    assert get("qwen") is get("qwen_chat")
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -83,6 +84,8 @@ def test_only_the_first_question_of_llava_v1_has_the_system_sentence() -> None:
 
 def test_plain_leaves_the_picture_and_drops_the_words() -> None:
     assert get("plain").question("<image>\nDescribe it.") == "<image>"
+    assert get("plain").question("<image>\n<image>\nCompare.") == "<image><image>"
+    assert get("plain").question("Hello") == ""
     assert get("plain").answer("a cat") == "a cat\n"
 
 

@@ -18,6 +18,7 @@ from launcher.tree import Key, Tree, leaves
 _INHERITED = ("seed", "paths", "environment", "resources")
 """Keys that a pipeline's stages take over from the pipeline."""
 
+
 @dataclass(frozen=True)
 class Override:
     """One value given on the command line."""

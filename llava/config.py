@@ -113,6 +113,8 @@ class DataConfig(Section):
     """crop: resize the short side and cut the centre; pad: to a square with the mean colour, then resize."""
     max_length: Positive = 1472
     """Longest text in tokens, each picture counted as one; the rest is cut off on the right."""
+    max_length_text_only: Positive | None = None
+    """Longest text of a record without a picture; null: max_length."""
     max_bad_images: Count = 0
     """How many missing or broken pictures are skipped before training stops; each is reported with its path."""
     workers: Count = 4
@@ -144,6 +146,8 @@ class TrainingConfig(Section):
     """Number format of the forward pass; auto: bf16 on GPUs that have it, fp16 on other GPUs, fp32 on CPU."""
     strategy: Literal["ddp", "zero2", "zero3"] = "ddp"
     """How ranks share the work: DDP, or DeepSpeed ZeRO stage 2 or 3."""
+    rules: Literal["xtuner", "llava"] = "xtuner"
+    """Whose warm-up and order of samples: XTuner 0.1.23's, or those of the trainer that LLaVA-1.5 was made with."""
     group_by_length: bool = False
     """Batches of alike length and modality (less padding); otherwise a plain shuffle."""
     gradient_checkpointing: bool = False

@@ -196,9 +196,8 @@ def shared_index(job: TrainJob, loaded: Loaded, world: World, run: RunFolder) ->
         template = templates.get(job.model.template)
         warn_of_other_template(template, loaded.tokenizer)
         try:
-            return build_index(
-                job.data.records, loaded.tokenizer, template, job.data.max_length, run.root / "cache", check
-            )
+            longest = (job.data.max_length, job.data.max_length_text_only or job.data.max_length)
+            return build_index(job.data.records, loaded.tokenizer, template, longest, run.root / "cache", check)
         except OSError as error:
             raise failure.as_training_error(error, f"writing the token index below {run.root}") from error
 
@@ -224,7 +223,13 @@ def make_schedule(job: TrainJob, index: TokenIndex) -> Schedule:
 
     train = job.train
     return Schedule(
-        index.lengths, index.has_image, train.global_batch, train.device_batch, job.seed, train.group_by_length
+        index.lengths,
+        index.has_image,
+        train.global_batch,
+        train.device_batch,
+        job.seed,
+        train.group_by_length,
+        train.rules,
     )
 
 

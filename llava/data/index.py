@@ -34,6 +34,8 @@ from llava.templates import Template
 FORMAT = 1
 CHUNK = 2000
 """Records encoded in one call of the tokenizer, which uses every core."""
+MaxLength = int | tuple[int, int]
+"""Tokens kept of a record, its picture counted as one; two numbers: with a picture, and without."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class TokenIndex:
 
 
 def build_index(
-    records: str, tokenizer: Any, template: Template, max_length: int, cache: Path, check: Callable[[], None]
+    records: str, tokenizer: Any, template: Template, max_length: MaxLength, cache: Path, check: Callable[[], None]
 ) -> Path:
     """The index folder for these records: found below ``cache``, or made there.
 
@@ -121,15 +123,17 @@ def build_index(
 
 
 def encode_records(
-    records: Iterable[Record], tokenizer: Any, template: Template, max_length: int
+    records: Iterable[Record], tokenizer: Any, template: Template, max_length: MaxLength
 ) -> Iterator[tuple[Record, Encoded]]:
     """Encode records, many in one call of the tokenizer."""
+    with_picture, without = max_length if isinstance(max_length, tuple) else (max_length, max_length)
     special = specials(tokenizer, template)
     source = iter(records)
     while chunk := list(islice(source, CHUNK)):
         tokens = encode_texts(tokenizer, (text for record in chunk for text in texts(record, template)))
         for record in chunk:
-            yield record, assemble(record, template, tokens, special, max_length)
+            kept = without if record.image is None else with_picture
+            yield record, assemble(record, template, tokens, special, kept)
 
 
 def _write(
@@ -137,7 +141,7 @@ def _write(
     records: Iterable[Record],
     tokenizer: Any,
     template: Template,
-    max_length: int,
+    max_length: MaxLength,
     check: Callable[[], None],
 ) -> Counts:
     ids: list[NDArray[np.int32]] = []
@@ -166,7 +170,7 @@ def _write(
     return counts
 
 
-def _key(records: str, tokenizer: Any, template: Template, max_length: int) -> str:
+def _key(records: str, tokenizer: Any, template: Template, max_length: MaxLength) -> str:
     try:
         status = os.stat(records)
     except OSError:

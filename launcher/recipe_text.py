@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 from launcher.explain import columns
@@ -59,7 +60,7 @@ def _score(row: dict[str, Any], name: str) -> str:
     return f"{row['scores'][name]:.1f}" if name in row["scores"] else ""
 
 
-def _table(rows: list[tuple[str, ...]]) -> str:
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
     """Columns, the last one cut to what the line has left."""
     before = sum(max(len(row[i]) for row in rows) + 2 for i in range(len(rows[0]) - 1))
     return columns([(*row[:-1], textwrap.shorten(row[-1], WIDTH - before, placeholder=" ...")) for row in rows])

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import nn
 
-from llava.config import ModelConfig, TrainingConfig
+from llava.config import ModelConfig, Rules, TrainingConfig
 from llava.errors import ConfigError
 from llava.model.join import LlavaModel
 
-Rules = Literal["xtuner", "llava"]
 _WARMUP_START = 1e-5
 """Share of the peak at XTuner's first update."""
 

@@ -5,10 +5,10 @@ M = global_batch / device_batch micro-batches; rank r of W takes numbers r, W + 
 
 Under the rules ``xtuner``, the samples of each update are those that XTuner 0.1.23 takes for the same seed, epoch and
 lengths on any number of ranks, drawn from the same random numbers (``samplers/length_grouped.py``, and mmengine's
-``DefaultSampler`` for the plain shuffle). Two things differ. Within an update, XTuner deals the samples out to ranks
+``DefaultSampler`` for the plain shuffle). Three things differ. Within an update, XTuner deals the samples out to ranks
 one by one, and here a micro-batch is a run of them, which pads less; an update's loss is the mean over all its tokens,
-so that makes no other number. And XTuner ends a plain shuffle with a smaller batch, where here the epoch's first
-samples fill it up.
+so that makes no other number. XTuner ends a plain shuffle with a smaller batch, where here the epoch's first
+samples fill it up; records that are all text it sorts shortest first, by an accident of signs.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from llava.config import Rules
 from llava.errors import ConfigError
-from llava.optim import Rules
 
 Indices = NDArray[np.int64]
 _MEGABATCH = 50
@@ -63,7 +63,10 @@ class Schedule:
         """Order of one epoch, wrapped around to whole global batches."""
         random = torch.Generator().manual_seed(self.seed + number)
         order = _grouped(self, random) if self.group_by_length else _shuffled(self.size, random)
-        return np.resize(order, self.steps_per_epoch * self.global_batch)
+        whole = np.resize(order, self.steps_per_epoch * self.global_batch)
+        if self.group_by_length and self.rules == "llava":
+            return np.concatenate([_dealt(batch, self) for batch in whole.reshape(-1, self.global_batch)])
+        return whole
 
     @property
     def size(self) -> int:
@@ -110,15 +113,24 @@ def _shuffled(count: int, random: torch.Generator) -> Indices:
 def _grouped(schedule: Schedule, random: torch.Generator) -> Indices:
     """Batches of alike length and of one modality.
 
-    Each modality is shuffled and cut into megabatches, and those are put into any order; what is left over of both
-    comes last. The megabatches of ``xtuner`` hold up to 50 global batches, longest sample first, and so does the
-    rest; the longest sample of all comes first, so that too little memory shows at once. Those of ``llava``
-    (``llava_trainer.py``; it counts words, here are tokens) are single global batches, dealt out into micro-batches of
-    even length, and its rest is in the order of the records.
+    The megabatches of ``xtuner`` hold up to 50 global batches, longest sample first, and so does what is left over; the
+    longest sample of all comes first, so that too little memory shows at once. Those of ``llava``
+    (``llava_trainer.py``; it counts words, here are tokens) are single global batches, each dealt out into
+    micro-batches of even length.
     """
-    llava = schedule.rules == "llava"
-    batches = 1 if llava else max(1, min(schedule.size // (4 * schedule.global_batch), _MEGABATCH))
-    size = batches * schedule.global_batch
+    if schedule.rules == "llava":
+        megabatches, rest = _megabatches(schedule, random, schedule.global_batch)
+        return np.concatenate([*megabatches, np.sort(rest)])
+    batches = max(1, min(schedule.size // (4 * schedule.global_batch), _MEGABATCH))
+    megabatches, rest = _megabatches(schedule, random, batches * schedule.global_batch)
+    order = np.concatenate([_longest_first(batch, schedule.lengths) for batch in (*megabatches, rest)])
+    longest = int(np.argmax(schedule.lengths[order]))
+    order[[0, longest]] = order[[longest, 0]]
+    return order
+
+
+def _megabatches(schedule: Schedule, random: torch.Generator, size: int) -> tuple[list[Indices], Indices]:
+    """Each modality shuffled and cut, the whole pieces of both in any order; and what is left over of both."""
     rest: list[Indices] = []
     megabatches: list[Indices] = []
     kinds = [kind for kind in (np.flatnonzero(schedule.has_image), np.flatnonzero(~schedule.has_image)) if len(kind)]
@@ -129,14 +141,7 @@ def _grouped(schedule: Schedule, random: torch.Generator) -> Indices:
         rest.append(chunks[-1])
     if len(kinds) > 1:
         megabatches = [megabatches[n] for n in _shuffled(len(megabatches), random)]
-    left = np.concatenate(rest)
-    if llava:
-        left = np.sort(left) if len(kinds) > 1 else _dealt(left, schedule)
-        return np.concatenate([*(_dealt(batch, schedule) for batch in megabatches), left])
-    order = np.concatenate([_longest_first(batch, schedule.lengths) for batch in (*megabatches, left)])
-    longest = int(np.argmax(schedule.lengths[order]))
-    order[[0, longest]] = order[[longest, 0]]
-    return order
+    return megabatches, np.concatenate(rest)
 
 
 def _longest_first(batch: Indices, lengths: Indices) -> Indices:
@@ -145,13 +150,11 @@ def _longest_first(batch: Indices, lengths: Indices) -> Indices:
 
 def _dealt(batch: Indices, schedule: Schedule) -> Indices:
     """A global batch as micro-batches of about the same sum of lengths: the longest next goes to the shortest."""
-    ordered, parts = _longest_first(batch, schedule.lengths), schedule.micro_batches
-    if len(batch) % parts:
-        return np.concatenate([ordered[n::parts] for n in range(parts)])
-    dealt: list[list[int]] = [[] for _ in range(parts)]
-    sums = np.zeros(parts)
-    for sample in ordered:
-        part = int(np.argmin(sums))
+    dealt: list[list[int]] = [[] for _ in range(schedule.micro_batches)]
+    sums = [0.0] * schedule.micro_batches
+    for sample in _longest_first(batch, schedule.lengths):
+        part = sums.index(min(sums))
         dealt[part].append(int(sample))
-        sums[part] = sums[part] + schedule.lengths[sample] if len(dealt[part]) < len(batch) // parts else np.inf
-    return np.array([sample for part in dealt for sample in part], np.int64)
+        full = len(dealt[part]) == schedule.device_batch
+        sums[part] = math.inf if full else sums[part] + float(schedule.lengths[sample])
+    return np.array(dealt, np.int64).ravel()

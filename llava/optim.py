@@ -70,7 +70,8 @@ def factor(step: int, total: int, warmup_ratio: float, rules: Rules = "xtuner") 
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
     if rules == "llava":
         return step / warmup
-    return _WARMUP_START + (1 - _WARMUP_START) * step / max(1, warmup - 1)
+    done = step / max(1, warmup - 1)
+    return _WARMUP_START * (1 - done) + done
 
 
 def warmup_steps(total: int, warmup_ratio: float, rules: Rules) -> int:

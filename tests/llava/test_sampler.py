@@ -109,7 +109,7 @@ EPOCH = [3, 10, 0, 6, 9, 4, 1, 7, 8, 2, 5, 11]
 
 
 def test_the_grouped_order_is_xtuners_for_a_seed() -> None:
-    """What XTuner 0.1.23's LengthGroupedSampler gave for these lengths, 4 samples a batch, seed 1024, epochs 0 and 1."""
+    """What XTuner 0.1.23's LengthGroupedSampler gave for these lengths and 4 samples a batch, epochs 0 and 1."""
     lengths = np.array([(7 * n) % 23 + 3 for n in range(26)])
     plan = Schedule(lengths, np.arange(26) % 4 != 1, 4, 2, 1024, True)
     assert [plan.epoch(number).tolist() for number in (0, 1)] == XTUNERS

@@ -1,4 +1,4 @@
-"""Where texts are cut: with a picture and without, as LLaVA does it, whose limit holds after the picture is in place."""
+"""Where texts are cut: with a picture and without, as in LLaVA, whose limit holds after the picture is in place."""
 
 from __future__ import annotations
 

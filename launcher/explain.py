@@ -11,8 +11,8 @@ from typing import Any
 from launcher.backends.base import CANCELLED, ENDED, FAILED, SUCCEEDED
 from launcher.durations import age, in_words
 from launcher.planning import accumulation, config_values, processes_per_node, world_size
-from launcher.recipe import LABELS, Stage
-from launcher.recipe_schema import recipe_schema
+from launcher.recipe import Stage
+from launcher.recipe_schema import LABELS, recipe_schema
 from launcher.runs import Prepared
 from launcher.schema import find
 from launcher.status import RunStatus, reports

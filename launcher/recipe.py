@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import Problem, RecipeError, RequestError, nearest
+from launcher.errors import Problem, RecipeError, nearest
 from launcher.names import NAME_RULE, is_name
-from launcher.recipe_schema import kinds, recipe_schema
+from launcher.recipe_files import Source, extended, locate, with_bases
+from launcher.recipe_schema import LABELS, kinds, recipe_schema
 from launcher.references import Names, resolve
 from launcher.schema import check, describe, fill_defaults, find, parse_value
-from launcher.shipped import recipe_names, recipes_folder
-from launcher.tree import Key, Tree, leaves, read_tree
+from launcher.tree import Key, Tree, leaves
 
-LABELS = ("base", "description", "hardware", "hours", "expected")
 _INHERITED = ("seed", "paths", "environment", "resources")
 """Keys that a pipeline's stages take over from the pipeline."""
 
@@ -51,24 +50,6 @@ class Stage:
     folder: Path
 
 
-def locate(reference: str) -> tuple[Path, str]:
-    """Find a recipe's file by shipped name or path; also return how to show it.
-
-    Raises:
-        RequestError: there is no such recipe.
-    """
-    shipped = recipes_folder() / f"{reference}.yaml"
-    looks_like_path = reference.endswith((".yaml", ".yml")) or reference.startswith((".", "/", "~"))
-    if not looks_like_path and reference in recipe_names():
-        return shipped, f"jobs/{reference}.yaml"
-    path = Path(reference).expanduser()
-    if path.is_file():
-        return path.resolve(), reference
-    names = recipe_names()
-    what = f"no file {reference}" if looks_like_path else f"no recipe named '{reference}'{nearest(reference, names)}"
-    raise RequestError(what, f"Shipped recipes: {', '.join(names)}. A path to a YAML file works the same.")
-
-
 def load(reference: str) -> Recipe:
     """Read a recipe and the recipes it extends.
 
@@ -76,57 +57,28 @@ def load(reference: str) -> Recipe:
         RecipeError: a file cannot be read or names no known kind.
         RequestError: there is no such recipe.
     """
-    path, shown = locate(reference)
-    tree = _with_bases(path, shown, ())
+    source = locate(reference)
+    tree, _ = with_bases(source)
     kind = tree.get(("kind",))
     if kind not in kinds():
         seen = "kind is missing" if kind is None else f"kind is '{kind}'{nearest(str(kind), kinds())}"
         raise RecipeError([Problem(tree.origin(("kind",)), f"{seen}; one of {', '.join(kinds())} is needed")])
     if kind == "pipeline":
-        _extend_stages(tree, path, shown)
-    return Recipe(path.stem, kind, tree, shown)
+        _extend_stages(tree, source)
+    return Recipe(source.name, kind, tree, source.shown)
 
 
-def _with_bases(path: Path, shown: str, trail: tuple[Path, ...]) -> Tree:
-    if path in trail:
-        circle = " -> ".join(p.name for p in (*trail, path))
-        raise RecipeError([Problem(shown, f"base goes round in a circle: {circle}")])
-    return _extended(read_tree(path, shown), path, shown, (*trail, path))
-
-
-def _extended(tree: Tree, path: Path, shown: str, trail: tuple[Path, ...]) -> Tree:
-    base = tree.get(("base",))
-    if not base:
-        return tree
-    try:
-        below_path, below_shown = locate(str(base)) if str(base) in recipe_names() else _beside(path, str(base), shown)
-    except RequestError as error:
-        raise RecipeError([Problem(tree.origin(("base",)), f"base: {error.message}")], error.hint) from None
-    below = _with_bases(below_path, below_shown, trail)
-    for label in LABELS:
-        below.values.pop(label, None)
-    below.merge(tree)
-    return below
-
-
-def _beside(path: Path, base: str, shown: str) -> tuple[Path, str]:
-    candidate = (path.parent / base).with_suffix(".yaml")
-    if candidate.is_file():
-        return candidate.resolve(), str(Path(shown).parent / candidate.name)
-    return locate(base)
-
-
-def _extend_stages(tree: Tree, path: Path, shown: str) -> None:
+def _extend_stages(tree: Tree, source: Source) -> None:
     stages = tree.get(("stages",))
     for name in stages if isinstance(stages, dict) else ():
         key = ("stages", name)
         if not isinstance(stages[name], dict):
             continue
         own = tree.sub(key)
-        extended = _extended(own, path, shown, (path,))
+        whole, _ = extended(own, source, (source.path,))
         tree.set(key, {}, tree.origin(key))
-        tree.values["stages"][name] = extended.values
-        tree.origins.update({(*key, *k): origin for k, origin in extended.origins.items() if k})
+        tree.values["stages"][name] = whole.values
+        tree.origins.update({(*key, *k): origin for k, origin in whole.origins.items() if k})
 
 
 def apply_overrides(recipe: Recipe, overrides: Sequence[Override]) -> None:

@@ -48,12 +48,21 @@ RETRIES: dict[str, Any] = {
     },
 }
 
+LABELS = ("base", "description", "hardware", "hours", "expected", "scores")
+"""What a recipe says of itself alone; none of it is inherited."""
+
 _LABELS: dict[str, Any] = {
     "base": _text("Recipe that this one extends: a shipped name or a path next to this file."),
     "description": _text("What the recipe is for, in a line."),
     "hardware": _text("What it was made for."),
     "hours": _text("How long it takes there."),
     "expected": _text("What comes out."),
+    "scores": {
+        "type": "object",
+        "additionalProperties": {"type": "number", "minimum": 0},
+        "default": {},
+        "description": "Published scores of what comes out, by benchmark, in percent.",
+    },
     "records": {
         "anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}],
         "default": None,

@@ -32,6 +32,7 @@ Template = Literal[
 ]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
+Rules = Literal["xtuner", "llava"]
 
 
 class Section(BaseModel):
@@ -152,6 +153,8 @@ class TrainingConfig(Section):
     """Number format of the forward pass; auto: bf16 on GPUs that have it, fp16 on other GPUs, fp32 on CPU."""
     strategy: Literal["ddp", "zero2", "zero3"] = "ddp"
     """How ranks share the work: DDP, or DeepSpeed ZeRO stage 2 or 3."""
+    rules: Rules = "xtuner"
+    """Whose warm-up and order of samples: XTuner 0.1.23's, or those of the trainer that LLaVA-1.5 was made with."""
     group_by_length: bool = False
     """Batches of alike length and modality (less padding); otherwise a plain shuffle."""
     gradient_checkpointing: bool = False

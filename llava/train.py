@@ -228,7 +228,13 @@ def make_schedule(job: TrainJob, index: TokenIndex) -> Schedule:
 
     train = job.train
     return Schedule(
-        index.lengths, index.has_image, train.global_batch, train.device_batch, job.seed, train.group_by_length
+        index.lengths,
+        index.has_image,
+        train.global_batch,
+        train.device_batch,
+        job.seed,
+        train.group_by_length,
+        train.rules,
     )
 
 

@@ -94,7 +94,7 @@ class Trainer:
                 f"the last checkpoint ({max(self._saved, 0)} updates) is kept: lower the learning rate, or look at "
                 "the data",
             )
-        share = factor(step, self._total, self._job.train.warmup_ratio)
+        share = factor(step, self._total, self._job.train.warmup_ratio, self._job.train.rules)
         norm = self._strategy.step(share, self._job.train.clip_norm)
         self._meter.count(step + 1, loss, self._job.train.learning_rate * share, norm, tokens)
 

@@ -2,6 +2,13 @@
 
 An epoch is its samples in some order, wrapped around until it fills whole global batches. A global batch is cut into
 M = global_batch / device_batch micro-batches; rank r of W takes numbers r, W + r, 2 W + r, ... (a = 0, 1, 2, ...).
+
+Under the rules ``xtuner``, the samples of each update are those that XTuner 0.1.23 takes for the same seed, epoch and
+lengths on any number of ranks, drawn from the same random numbers (``samplers/length_grouped.py``, and mmengine's
+``DefaultSampler`` for the plain shuffle). Three things differ. Within an update, XTuner deals the samples out to ranks
+one by one, and here a micro-batch is a run of them, which pads less; an update's loss is the mean over all its tokens,
+so that makes no other number. XTuner ends a plain shuffle with a smaller batch, where here the epoch's first
+samples fill it up; records that are all text it sorts shortest first, by an accident of signs.
 """
 
 from __future__ import annotations
@@ -11,11 +18,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from llava.config import Rules
 from llava.errors import ConfigError
 
 Indices = NDArray[np.int64]
+_MEGABATCH = 50
+"""Global batches among which XTuner sorts by length, at most."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,7 @@ class Schedule:
     device_batch: int
     seed: int
     group_by_length: bool
+    rules: Rules = "xtuner"
 
     @property
     def steps_per_epoch(self) -> int:
@@ -49,8 +61,12 @@ class Schedule:
 
     def epoch(self, number: int) -> Indices:
         """Order of one epoch, wrapped around to whole global batches."""
-        order = _grouped(self, number) if self.group_by_length else _random(self.seed, number).permutation(self.size)
-        return np.resize(order, self.steps_per_epoch * self.global_batch)
+        random = torch.Generator().manual_seed(self.seed + number)
+        order = _grouped(self, random) if self.group_by_length else _shuffled(self.size, random)
+        whole = np.resize(order, self.steps_per_epoch * self.global_batch)
+        if self.group_by_length and self.rules == "llava":
+            return np.concatenate([_dealt(batch, self) for batch in whole.reshape(-1, self.global_batch)])
+        return whole
 
     @property
     def size(self) -> int:
@@ -90,36 +106,55 @@ def check_split(global_batch: int, device_batch: int, world: int) -> None:
     )
 
 
-def _random(seed: int, epoch: int) -> np.random.RandomState:
-    # RandomState's stream is frozen for good; Generator's may change between numpy versions.
-    return np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, epoch])))
+def _shuffled(count: int, random: torch.Generator) -> Indices:
+    return np.asarray(torch.randperm(count, generator=random).numpy())
 
 
-def _grouped(schedule: Schedule, epoch: int) -> Indices:
-    """Batches of alike length and modality, by the rules of XTuner 0.1.23 (``samplers/length_grouped.py``).
+def _grouped(schedule: Schedule, random: torch.Generator) -> Indices:
+    """Batches of alike length and of one modality.
 
-    Each modality is shuffled and cut into megabatches of up to 50 global batches, longest sample first. The last one
-    of each modality goes into one mixed megabatch at the end; the others are shuffled. The longest sample of all comes
-    first, so that too little memory shows at once.
+    The megabatches of ``xtuner`` hold up to 50 global batches, longest sample first, and so does what is left over; the
+    longest sample of all comes first, so that too little memory shows at once. Those of ``llava``
+    (``llava_trainer.py``; it counts words, here are tokens) are single global batches, each dealt out into
+    micro-batches of even length.
     """
-    random = _random(schedule.seed, epoch)
-    batches = max(1, min(schedule.size // (4 * schedule.global_batch), 50))
-    size = batches * schedule.global_batch
-    mixed: list[Indices] = []
-    megabatches: list[Indices] = []
-    for kind in (np.flatnonzero(schedule.has_image), np.flatnonzero(~schedule.has_image)):
-        if not len(kind):
-            continue
-        shuffled = random.permutation(kind)
-        chunks = [shuffled[start : start + size] for start in range(0, len(kind), size)]
-        megabatches += chunks[:-1]
-        mixed.append(chunks[-1])
-    megabatches = [megabatches[n] for n in random.permutation(len(megabatches))] + [np.concatenate(mixed)]
-    order = np.concatenate([_longest_first(batch, schedule.lengths) for batch in megabatches])
+    if schedule.rules == "llava":
+        megabatches, rest = _megabatches(schedule, random, schedule.global_batch)
+        return np.concatenate([*megabatches, np.sort(rest)])
+    batches = max(1, min(schedule.size // (4 * schedule.global_batch), _MEGABATCH))
+    megabatches, rest = _megabatches(schedule, random, batches * schedule.global_batch)
+    order = np.concatenate([_longest_first(batch, schedule.lengths) for batch in (*megabatches, rest)])
     longest = int(np.argmax(schedule.lengths[order]))
     order[[0, longest]] = order[[longest, 0]]
     return order
 
 
+def _megabatches(schedule: Schedule, random: torch.Generator, size: int) -> tuple[list[Indices], Indices]:
+    """Each modality shuffled and cut, the whole pieces of both in any order; and what is left over of both."""
+    rest: list[Indices] = []
+    megabatches: list[Indices] = []
+    kinds = [kind for kind in (np.flatnonzero(schedule.has_image), np.flatnonzero(~schedule.has_image)) if len(kind)]
+    for kind in kinds:
+        shuffled = kind[_shuffled(len(kind), random)]
+        chunks = [shuffled[start : start + size] for start in range(0, len(kind), size)]
+        megabatches += chunks[:-1]
+        rest.append(chunks[-1])
+    if len(kinds) > 1:
+        megabatches = [megabatches[n] for n in _shuffled(len(megabatches), random)]
+    return megabatches, np.concatenate(rest)
+
+
 def _longest_first(batch: Indices, lengths: Indices) -> Indices:
     return np.asarray(batch[np.argsort(-lengths[batch], kind="stable")])
+
+
+def _dealt(batch: Indices, schedule: Schedule) -> Indices:
+    """A global batch as micro-batches of about the same sum of lengths: the longest next goes to the shortest."""
+    dealt: list[list[int]] = [[] for _ in range(schedule.micro_batches)]
+    sums = [0.0] * schedule.micro_batches
+    for sample in _longest_first(batch, schedule.lengths):
+        part = sums.index(min(sums))
+        dealt[part].append(int(sample))
+        full = len(dealt[part]) == schedule.device_batch
+        sums[part] = math.inf if full else sums[part] + float(schedule.lengths[sample])
+    return np.array(dealt, np.int64).ravel()

@@ -97,6 +97,14 @@ def start_ranks(job: TrainJob, attempt: int = 0, ranks: int = 2, *options: str) 
     return _start(words, environment)
 
 
+def start_script(root: Path, module: str, *arguments: str, ranks: int = 2) -> subprocess.Popen[str]:
+    """The node's agent with ranks that run another module."""
+    folder = RunFolder(root).attempt(0)
+    folder.mkdir(parents=True)
+    words = ["-m", "llava.agent", "--nproc-per-node", str(ranks), "--", "-m", module, *arguments]
+    return _start(words, {"LLAVAJOB_ATTEMPT": "0", "LLAVAJOB_ATTEMPT_DIR": str(folder)})
+
+
 def _start(words: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *words],

@@ -78,7 +78,7 @@ class LlavaFolder(BaseModel):  # type: ignore[misc]
         super().__init__()
         self._longest = max_new_tokens
         with _first_gpu():
-            self._llava = load(model_path, device, precision, template, four_bit)
+            self._llava = load(model_path, device, precision, template, 4 if four_bit else None)
 
     def use_custom_prompt(self, dataset: str) -> bool:
         """Whether ``build_prompt`` makes this benchmark's questions: multiple choice, as LLaVA was trained for it."""

@@ -84,7 +84,7 @@ state = "/run/containerd"
       BinaryName = "{runc}"
 """
 
-# What is outside the cluster does not exist: a refusal would have resolvers wait for a better answer, now and then 20 s.
+# What is outside the cluster does not exist: a refusal would have resolvers wait for a better answer, up to 20 s.
 COREFILE = """\
 cluster.local:53 {{
   bind {GATEWAY}

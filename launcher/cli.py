@@ -163,7 +163,7 @@ def list_runs(
     wanted = state.upper() if state else None
     if wanted and wanted not in STATES:
         raise RequestError(f"no state named '{state}'{nearest(wanted, STATES)}", f"States: {', '.join(STATES)}")
-    found = [s for s in statuses(all_runs(runs_roots())) if wanted in (None, s.state)]
+    found = [s for s in statuses(all_runs(runs_roots()), whatever=True) if wanted in (None, s.state)]
     if as_json:
         console.data_json([s.as_json() for s in found])
     elif found:

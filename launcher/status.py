@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.backends.base import ENDED, FAILED, RUNNING, STARTING, BackendState, StepState, get_backend
+from launcher.backends.base import ENDED, FAILED, RUNNING, STARTING, UNKNOWN, BackendState, StepState, get_backend
+from launcher.errors import BackendError
 from launcher.failure import Failure, first_failure
 from launcher.progress import Progress, read_progress
 from launcher.run_folder import RunFolder
@@ -44,14 +45,34 @@ class RunStatus:
         return asdict(self)
 
 
-def statuses(runs: Sequence[Run]) -> list[RunStatus]:
-    """Return the status of every run, with one query per backend."""
+def statuses(runs: Sequence[Run], whatever: bool = False) -> list[RunStatus]:
+    """Return the status of every run, with one query per backend.
+
+    Args:
+        runs: which.
+        whatever: call a run unknown whose scheduler cannot be asked, and say why; else that is an error.
+
+    Raises:
+        BackendError: a scheduler cannot be asked.
+    """
     by_name: dict[str, RunStatus] = {}
     for backend in sorted({str(run.record["backend"]) for run in runs}):
         mine = [run for run in runs if run.record["backend"] == backend]
-        for run, state in zip(mine, get_backend(backend).states(mine), strict=True):
+        states = _states_or_why_not if whatever else get_backend(backend).states
+        for run, state in zip(mine, states(mine), strict=True):
             by_name[str(run.folder.root)] = _status(run, state)
     return [by_name[str(run.folder.root)] for run in runs]
+
+
+def _states_or_why_not(runs: Sequence[Run]) -> list[BackendState]:
+    """The states of a backend's runs; where it cannot be asked about all at once, of each by itself."""
+    backend = get_backend(str(runs[0].record["backend"]))
+    try:
+        return backend.states(runs)
+    except BackendError as error:
+        if len(runs) == 1:
+            return [BackendState(UNKNOWN, error.message)]
+    return [_states_or_why_not([run])[0] for run in runs]
 
 
 def _status(run: Run, state: BackendState) -> RunStatus:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from launcher.backends.kubernetes import settings as kubernetes_settings
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = sorted(set(re.findall(r"(?:^\$ |`|bin/)((?:llavajob|llava) [a-z|\\]+[^`\n]*)", README, re.MULTILINE)))
@@ -48,6 +50,24 @@ def test_ci_runs_the_readmes_test_command() -> None:
     script = (ROOT / ".ci/run").read_text()
     for word in second.replace(".venv/bin/", "").split(" && ")[1:]:
         assert word in script
+
+
+def test_the_images_recipe_copies_what_there_is_and_installs_it() -> None:
+    """It cannot be built here: its lines are read as a builder reads them."""
+    (text,) = re.findall(r"```dockerfile\n(.*?)\n```", README, re.DOTALL)
+    lines = [line.split(maxsplit=1) for line in text.replace("\\\n", " ").splitlines()]
+    assert {word for word, _ in lines} <= {"FROM", "RUN", "ENV", "COPY", "USER"} and lines[0][0] == "FROM"
+    copied = [place for word, rest in lines if word == "COPY" for place in rest.split()[:-1]]
+    assert all((ROOT / place).exists() for place in copied)
+    build = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text())
+    packed = build["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = {*packed["packages"], *packed["force-include"], build["project"]["readme"], "pyproject.toml"}
+    assert needed | {*build["project"]["license-files"]} <= {*copied}
+    assert "train" in build["project"]["optional-dependencies"] and "pip install --no-cache-dir '/src[train]'" in text
+    user = next(rest for word, rest in lines if word == "USER")
+    assert user.split(":")[0] == str(
+        kubernetes_settings.SCHEMA["properties"]["run_as"]["properties"]["user"]["default"]
+    )
 
 
 def test_links_lead_somewhere() -> None:

@@ -28,6 +28,7 @@ from typing import Any
 import psutil
 import yaml
 
+from launcher.shipped import manifests_folder
 from tests.benchmarks.compare import compare_rows, compare_training, eval_recipe
 from tests.benchmarks.kills import processes
 from tests.benchmarks.slurm_place import ENDED, environment, in_words, insist, status, wait, wait_state
@@ -73,6 +74,7 @@ def place() -> Iterator[Place]:
         }  # fmt: skip
         profile = {"backend": "kubernetes", "python": sys.executable, "kubernetes": keys}
         (work.folder / "llavajob.yaml").write_text(yaml.safe_dump({"profiles": {"pods": profile}}))
+        bed.kubectl("apply", f"--namespace={NAMESPACE}", "--filename", str(manifests_folder() / "service-account.yaml"))
         yield work
 
 

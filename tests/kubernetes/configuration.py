@@ -84,6 +84,7 @@ state = "/run/containerd"
       BinaryName = "{runc}"
 """
 
+# What is outside the cluster does not exist: a refusal would have resolvers wait for a better answer, up to 20 s.
 COREFILE = """\
 cluster.local:53 {{
   bind {GATEWAY}
@@ -91,6 +92,13 @@ cluster.local:53 {{
   kubernetes cluster.local {{
     kubeconfig {folder}/inner.kubeconfig
     ttl 5
+  }}
+}}
+.:53 {{
+  bind {GATEWAY}
+  errors
+  template ANY ANY {{
+    rcode NXDOMAIN
   }}
 }}
 """

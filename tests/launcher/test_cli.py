@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pty
 import subprocess
 from collections.abc import Callable
+from dataclasses import asdict
 
 import pytest
 
+from launcher.backends.base import StepState
 from tests.shell import Shell
 
 Write = Callable[..., str]
@@ -159,3 +162,18 @@ def test_a_terminal_gets_progress_bars(shell: Shell, recipe: Write) -> None:
     assert child.wait(timeout=30) == 0
     assert "\x1b[" in shown and "5/5" in shown and "seen succeeded in" in shown
     assert "INFO step" not in shown, "bars instead of log lines"
+
+
+def test_a_cluster_that_cannot_be_asked_hides_no_other_run(shell: Shell, recipe: Write) -> None:
+    shell("submit", recipe(), "--name", "here", "--follow")
+    record = json.loads((shell.runs / "here/run.json").read_text())
+    step = asdict(StepState("train", "", "gang"))
+    (shell.runs / "there/kubernetes").mkdir(parents=True)
+    (shell.runs / "there/run.json").write_text(json.dumps({**record, "name": "there", "backend": "kubernetes"}))
+    sent = {"context": "none", "namespace": "vlm", "complete": True}
+    sent["parts"] = [{"step": step, "kind": "PyTorchJob", "name": "there", "members": []}]
+    (shell.runs / "there/kubernetes/sent.json").write_text(json.dumps(sent))
+    listed = {run["run"]: (run["state"], run["reason"]) for run in shell("list", "--json").json}
+    assert listed["here"] == ("SUCCEEDED", "") and listed["there"][0] == "UNKNOWN"
+    assert listed["there"][1].startswith("no Kubernetes cluster is known here")
+    assert "no Kubernetes cluster is known here" in shell("status", "there", check=1).err

@@ -228,8 +228,8 @@ def test_finetune_and_pretrain_carry_the_seed_recipes_numbers() -> None:
     )
     assert train["group_by_length"] and train["save_every_steps"] == 500 and train["keep_last"] == 2
     assert finetune["data"]["square"] == "pad"
-    assert finetune["model"]["language"]["lora"] == {"rank": 512, "alpha": 256, "dropout": 0.05}
-    assert finetune["model"]["vision"]["lora"] == {"rank": 64, "alpha": 16, "dropout": 0.05}
+    assert finetune["model"]["language"]["lora"] == {"rank": 512, "alpha": 256, "dropout": 0.05, "head": False}
+    assert finetune["model"]["vision"]["lora"] == {"rank": 64, "alpha": 16, "dropout": 0.05, "head": False}
     assert finetune["model"]["vision"]["layer"] == -2 and finetune["model"]["template"] == "vicuna"
 
 

@@ -30,7 +30,7 @@ def help_text(program: str, verb: str) -> str:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_and_their_options_exist(command: str) -> None:
     program, verbs, *rest = command.replace("\\", "").split()
-    options = {re.match(r"--[a-z-]+", word.lstrip("["))[0] for word in rest if word.lstrip("[").startswith("--")}  # type: ignore[index]
+    options = {re.match(r"--[a-z0-9-]+", word.lstrip("["))[0] for word in rest if word.lstrip("[").startswith("--")}  # type: ignore[index]
     for verb in verbs.split("|"):
         shown = help_text(program, verb)
         assert not [option for option in options if option not in shown], command

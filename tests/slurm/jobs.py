@@ -38,8 +38,9 @@ def accounted(bed: Cluster, job: str, *fields: str) -> list[list[str]]:
 
 
 def queued(bed: Cluster) -> list[str]:
-    """The jobs that have not ended."""
-    return bed.call("squeue", "--noheader", "--me", "--format=%i %j %T").splitlines()
+    """The jobs that have not ended; one that is COMPLETING has, and its nodes are about to be free."""
+    lines = bed.call("squeue", "--noheader", "--me", "--format=%i %j %T").splitlines()
+    return [line for line in lines if not line.endswith(" COMPLETING")]
 
 
 def wait_requeued(shell: Shell, run: str, most_s: float = 60.0) -> Any:

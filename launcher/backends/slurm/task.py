@@ -6,9 +6,11 @@ saving, so a task that ended badly waits for its peers, though not for long.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +25,7 @@ from launcher.plan_text import load_plan
 from launcher.run_folder import ENV_ATTEMPT, EXIT_INTERRUPTED, RunFolder
 
 POLL_S = 0.2
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 TELL_AGAIN_S = 5.0
 """An agent that had no handler yet when the signal came is told once more after so long."""
 
@@ -68,6 +71,7 @@ class Task:
         for number in (signal.SIGUSR2, signal.SIGTERM):
             signal.signal(number, self._note)
         signal.signal(signal.SIGCONT, signal.SIG_IGN)
+        _keep_orphans()
         child = self.child = self._start()
         told_again, lost = False, _LostPeer(self)
         while child.poll() is None:
@@ -106,6 +110,15 @@ class Task:
         deadline = time.monotonic() + most_s
         while None in self.peers() and time.monotonic() < deadline:
             time.sleep(POLL_S)
+
+
+def _keep_orphans() -> None:
+    """Become the parent of those whose parent ends (Linux; else nothing).
+
+    Where Slurm knows a step's processes by their parents alone (proctrack/linuxproc), it would not find these.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 class _LostPeer:

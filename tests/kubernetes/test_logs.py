@@ -16,9 +16,12 @@ from typing import Any
 import pytest
 
 from launcher import logs
+from launcher.backends.kubernetes.bases import CONTAINERS
 from launcher.backends.kubernetes.client import Client
 from launcher.backends.kubernetes.labels import RUN_LABEL
+from launcher.backends.kubernetes.mirror import split_log
 from launcher.backends.kubernetes.sync import Syncer, sync
+from launcher.backends.kubernetes.told import Line, hear
 from launcher.errors import NotAnswering
 from launcher.run_folder import RunFolder
 from tests.kubernetes.bed import Bed, Cluster
@@ -27,10 +30,13 @@ from tests.slurm.bed import until
 
 LIMIT_S = 90.0
 ROTATED = 10 * 1024 * 1024
-"""Bytes of a container's log after which a node begins another, by default; it looks every ten seconds."""
-MOMENT = 1024 * 1024
-"""Bytes that the test's pod writes in half a second."""
-# One node of a gang: each start is an attempt, of so many seconds; it ends with a code, or when it is told to.
+"""Bytes of a container's log after which a node begins another, by default."""
+LOOKS_EVERY_S = 10.0
+"""And so often it looks."""
+START = 4 * 1024 * 1024
+"""Bytes at the start of a log in which a pod tells each of its files: more than a turn's worth of the largest."""
+# One node of a gang: each start is an attempt, of so many seconds (once some bytes are written as fast as it goes); it
+# ends with a code, or when it is told to.
 NODE = """
 import os, random, signal, sys, time
 from pathlib import Path
@@ -48,7 +54,7 @@ with telling(run, step, node):
     run.attempt(attempt).mkdir(parents=True, exist_ok=True)
     log, rank, number = run.node_log(attempt, node).open("ab", 0), run.rank_log(attempt, node).open("ab", 0), 0
     end = time.monotonic() + seconds
-    while time.monotonic() < end and not told:
+    while (time.monotonic() < end or rank.tell() < SOME) and not told:
         number += 1
         log.write(b"%d node\\n" % number)
         piece = dice.choice((b"x", b"\\r50%\\r100%", b"\\xff\\x00", b"y" * 9000))
@@ -57,7 +63,9 @@ with telling(run, step, node):
             append_line(run.metrics, {"step": number})
         if number % 50 == 0:
             write_json(run.attempt(attempt) / f"exits/node{node:04d}.json", {"code": number})
-        rank.write((b"z" * 99 + b"\\n") * (SOME // 100))
+        if rank.tell() < SOME:
+            rank.write((b"z" * 99 + b"\\n") * 200)
+            end = time.monotonic() + seconds
         time.sleep(0.01)
     log.write(b"the end, without a line's end")
     write_json(run.attempt(attempt) / f"exits/node{node:04d}.json", {"code": 0})
@@ -82,9 +90,12 @@ def here(own_place: Path) -> RunFolder:
     return RunFolder(folder)
 
 
-def pod(there: RunFolder, node: int, seconds: float, code: int = 0, policy: str = "Never") -> dict[str, Any]:
+def pod(
+    there: RunFolder, node: int, seconds: float, code: int = 0, policy: str = "Never", some: int = 0
+) -> dict[str, Any]:
     """A pod of the run."""
-    command = (sys.executable, "-c", NODE.replace("SOME", "0"), str(there.root), str(node), str(seconds), str(code))
+    program = NODE.replace("SOME", str(some))
+    command = (sys.executable, "-c", program, str(there.root), str(node), str(seconds), str(code))
     template = pod_template(command, there.root, env=[{"name": "PYTHONPATH", "value": str(REPOSITORY)}])
     meta = {"name": f"run-{node}", "labels": {RUN_LABEL: "run"}}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {**template["spec"], "restartPolicy": policy}}
@@ -243,18 +254,61 @@ def test_deleted_pods_say_their_last_words(stage: Stage, there: RunFolder, here:
     assert not lost(here, there) and not gaps(here)
 
 
+class Starts:
+    """Where in the run's files each log begins that the node began for a pod, asked again and again beside the test."""
+
+    def __init__(self, namespace: str, pod: str) -> None:
+        self.by_path: dict[str, set[int]] = {}
+        self._client = Client({"namespace": namespace})
+        self._pod = pod
+        self._over = threading.Event()
+        self._pool = ThreadPoolExecutor(1)
+
+    def _look(self) -> None:
+        data = b""
+        for chunk in self._client.follow_log(self._pod, CONTAINERS["PyTorchJob"]):
+            data += chunk
+            if len(data) >= START:
+                break
+        first: dict[str, int] = {}
+        for told in (hear(raw) for _, raw in split_log(data, over=False)):
+            if isinstance(told, Line):
+                first.setdefault(told.path, told.offset)
+        for path, offset in first.items():
+            self.by_path.setdefault(path, set()).add(offset)
+
+    def _watch(self) -> None:
+        while not self._over.wait(1.0):
+            self._look()
+        self._look()
+
+    def __enter__(self) -> Starts:
+        self._watching = self._pool.submit(self._watch)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._watching.result()
+
+
 def test_a_node_that_rotates_a_log_loses_no_follower_a_line(
     stage: Stage, there: RunFolder, here: RunFolder, own_place: Path
 ) -> None:
-    big = pod(there, 0, seconds=16)
-    big["spec"]["containers"][0]["command"][2] = NODE.replace("SOME", "20000")
     with Follower(stage.namespace, here):
-        stage.start(big)
-        stage.await_phase("run-0", "Succeeded")
-    assert there.rank_log(0, 0).stat().st_size > 2 * ROTATED
-    # Once in forty times the node itself lost what was written in the moment of rotation: that has to be said.
+        # Long enough for the node to look at the log once more, so that the last one holds something.
+        stage.start(pod(there, 0, seconds=LOOKS_EVERY_S + 2, some=2 * ROTATED))
+        with Starts(stage.namespace, "run-0") as starts:
+            stage.await_phase("run-0", "Succeeded")
+    # A node ends a follower's reading of the old log when it begins a new one; what a busy runtime still writes to the
+    # old is lost to all who follow. No line else may be missing, and that has to be said.
     missing = gaps(here)
-    assert set(lost(here, there)) == set(missing) and all(end - start < MOMENT for ((start, end),) in missing.values())
+    assert set(lost(here, there)) == set(missing)
+    for path, some in missing.items():
+        whole, copy = (bytearray((folder.root / path).read_bytes()) for folder in (there, here))
+        for start, end in some:
+            assert end in starts.by_path[path] - {0}, (start, end, starts.by_path[path])
+            whole[start:end] = copy[start:end]
+        assert whole == copy
     late = RunFolder(own_place / "late" / "run")
     assert sync_once(stage.namespace, late) == []
     whole, copy = there.rank_log(0, 0).read_bytes(), late.rank_log(0, 0).read_bytes()

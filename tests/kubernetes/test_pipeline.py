@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from itertools import pairwise
@@ -47,6 +48,16 @@ def wait_step(shell: Shell, run: str, step: int) -> None:
     shell.until(lambda: (shell.look(run)["step"] or 0) >= step, f"step {step} of {run}", PODS_S)
 
 
+def hold(cluster: Cluster, namespace: str, name: str, *finalizers: str) -> None:
+    """Keep what is deleted of a run's files in the cluster, as a busy garbage collector does for a moment."""
+    patch = json.dumps({"metadata": {"finalizers": [*finalizers] or None}})
+    cluster.kubectl("patch", "configmap", name, "--type=merge", f"--patch={patch}", f"--namespace={namespace}")
+
+
+def goes(cluster: Cluster, namespace: str, name: str) -> bool:
+    return "deletionTimestamp" in cluster.get("configmap", name, namespace)["metadata"]
+
+
 def test_stages_run_one_after_the_other_though_the_conductor_dies(
     shell: Shell, write: Write, cluster: Cluster, namespace: str, kept: Path
 ) -> None:
@@ -75,7 +86,11 @@ def test_a_failed_stage_ends_the_rest_and_resume_starts_there(
     assert failed["reason"].startswith("score: shard 1: exit code 137 (SIGKILL)"), failed["reason"]
     assert states(shell, "pipe") == ["SUCCEEDED", "SUCCEEDED", "FAILED", "CANCELLED"]
     assert "x score  failed" in shell("status", "pipe").out
-    shell("resume", "pipe", "--set", "environment.STANDIN_FAIL=none")
+    hold(cluster, namespace, "pipe", "example.org/slow")
+    resumed = shell.start("resume", "pipe", "--set", "environment.STANDIN_FAIL=none")
+    shell.until(lambda: goes(cluster, namespace, "pipe"), "the old files going", PODS_S)
+    hold(cluster, namespace, "pipe")
+    assert resumed.wait(PODS_S) == 0, resumed.communicate()
     done = shell.wait("pipe", most_s=2 * PODS_S)
     assert (done["state"], states(shell, "pipe")) == ("SUCCEEDED", ["SUCCEEDED"] * 4), done["reason"]
     attempts = {stage: len(list((kept / f"pipe/stages/{stage}/attempts").iterdir())) for stage in STAGES[:3]}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -82,17 +83,15 @@ def steps(
     import torch
 
     embeds, mask, positions = left_pad(prompts)
-    cache = _new_cache(model)
+    read, cache = _reader(model)
     if heads is not None:
-        head_mask = _read_heads(model, heads, cache)
+        head_mask = _read_heads(read, cache, heads)
         # Between a head and its prompt there may be padding; the mask hides it and positions do not count it.
         positions = positions + head_mask.sum(1, keepdim=True)
         mask = torch.cat([head_mask, mask], dim=1)
     while True:
         with torch.inference_mode():
-            output = model.model.language_model(
-                inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=True, **cache
-            )
+            output = read(inputs_embeds=embeds, attention_mask=mask, position_ids=positions)
             tokens = pick(model.lm_head(output.last_hidden_state[:, -1]))
             embeds = model.get_input_embeddings()(tokens[:, None])
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
@@ -100,16 +99,18 @@ def steps(
         yield tokens.tolist()
 
 
-def _new_cache(model: Any) -> dict[str, Any]:
-    """Empty keys and values, by the name under which the language model takes them: transformers has changed it."""
+def _reader(model: Any) -> tuple[Callable[..., Any], Any]:
+    """Return the language model, which keeps in a cache what it reads, and that cache, empty."""
     from transformers import DynamicCache
 
     language_model = model.model.language_model
+    cache = DynamicCache(config=language_model.config)
+    # transformers 5 has renamed it.
     name = "cache" if "cache" in inspect.signature(language_model.forward).parameters else "past_key_values"
-    return {name: DynamicCache(config=language_model.config)}
+    return partial(language_model, use_cache=True, **{name: cache}), cache
 
 
-def _read_heads(model: Any, heads: Heads, cache: dict[str, Any]) -> torch.Tensor:
+def _read_heads(read: Callable[..., Any], cache: Any, heads: Heads) -> torch.Tensor:
     """Run the beginnings; the cache then holds their keys and values, one row a prompt.
 
     Returns:
@@ -120,11 +121,8 @@ def _read_heads(model: Any, heads: Heads, cache: dict[str, Any]) -> torch.Tensor
     embeds, mask, positions = left_pad(heads.embeds)
     owner = torch.tensor(heads.owner, device=embeds.device)
     with torch.inference_mode():
-        model.model.language_model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=True, **cache
-        )
-        for held in cache.values():
-            held.batch_select_indices(owner)
+        read(inputs_embeds=embeds, attention_mask=mask, position_ids=positions)
+        cache.batch_select_indices(owner)
     return mask[owner]
 
 

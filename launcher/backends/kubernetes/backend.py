@@ -149,7 +149,7 @@ def _take_back(client: Client, objects: Sequence[dict[str, Any]]) -> None:
         try:
             found = client.get(str(obj["kind"]), str(obj["metadata"]["name"]))
             if found is not None and found["metadata"].get("annotations") == obj["metadata"]["annotations"]:
-                client.delete(str(obj["kind"]), str(obj["metadata"]["name"]), foreground=obj["kind"] in _KINDS)
+                client.delete(str(obj["kind"]), str(obj["metadata"]["name"]))
         except BackendError:
             return
 
@@ -166,8 +166,8 @@ def _clear_away(folder: RunFolder, client: Client, sent: Sent, meanwhile: Callab
     for kind in _KINDS:
         _insist(lambda kind=kind: client.delete_all(kind, selector))  # type: ignore[misc]
     _wait_gone(lambda: [obj for kind in ("Pod", *_KINDS) for obj in client.list(kind, selector)], meanwhile)
-    _insist(lambda: client.delete_all("ConfigMap", selector, foreground=False))
-    # Whoever has put a finalizer on it keeps its name taken until it is done.
+    _insist(lambda: client.delete_all("ConfigMap", selector))
+    # Its name is taken until the cluster's garbage collector has been there.
     _wait_gone(lambda: [*client.list("ConfigMap", selector)], meanwhile)
 
 

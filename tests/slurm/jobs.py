@@ -17,6 +17,7 @@ COUNT_DOWN = re.compile(r"starts again in (?:\d+ min )?\d+ s \(BeginTime\)")
 """How a requeued job that waits for its time is described."""
 REVOKED_S = 3.0
 """When a requeued job's old credential is revoked, at the latest."""
+COMPLETING_LIMIT_S = 30.0
 
 
 def number(shell: Shell, run: str, step: int = 0) -> str:
@@ -38,9 +39,15 @@ def accounted(bed: Cluster, job: str, *fields: str) -> list[list[str]]:
 
 
 def queued(bed: Cluster) -> list[str]:
-    """The jobs that have not ended; one that is COMPLETING has, and its nodes are about to be free."""
-    lines = bed.call("squeue", "--noheader", "--me", "--format=%i %j %T").splitlines()
-    return [line for line in lines if not line.endswith(" COMPLETING")]
+    """The jobs that have not ended, once those that are COMPLETING have left their nodes."""
+    lines: list[str] = []
+
+    def settled() -> bool:
+        lines[:] = bed.call("squeue", "--noheader", "--me", "--format=%i %j %T").splitlines()
+        return not any(line.endswith(" COMPLETING") for line in lines)
+
+    until(settled, COMPLETING_LIMIT_S, lambda: f"jobs that do not leave their nodes: {lines}")
+    return lines
 
 
 def wait_requeued(shell: Shell, run: str, most_s: float = 60.0) -> Any:

@@ -54,6 +54,7 @@ def test_accounting_knows_a_job(bed: Cluster) -> None:
     job = submit(bed, "exit 3")
     query = ("sacct", "--noheader", "--parsable2", f"--jobs={job}", "--allocations", "--format=State,ExitCode")
     until(lambda: bed.call(*query).strip() == "FAILED|3:0", 60, lambda: bed.call(*query))
+    assert bed.call(*query) == "FAILED|3:0\n"
 
 
 def test_jobs_outlast_the_controller(own_bed: Bed) -> None:

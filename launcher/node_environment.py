@@ -6,17 +6,18 @@ import os
 from pathlib import Path
 
 from launcher.plan import Step
-from launcher.run_folder import ENV_ATTEMPT, ENV_ATTEMPT_DIR, ENV_NODE, ENV_RUN, RunFolder
+from launcher.run_folder import ENV_ATTEMPT, ENV_ATTEMPT_DIR, ENV_NODE, ENV_RUN, ENV_RUN_ID, RunFolder
 
 
 def node_environment(
-    step: Step, run: RunFolder, attempt: int, number: int, sharing: int, code: Path | None
+    step: Step, run: RunFolder, run_id: str, attempt: int, number: int, sharing: int, code: Path | None
 ) -> dict[str, str]:
     """Return what a node's process gets beside what it inherits.
 
     Args:
         step: what is started.
-        run: the run's folder: the mark that all its processes carry.
+        run: the run's folder: a mark that all its processes carry.
+        run_id: the run's identity, another such mark; empty for runs of versions that had none.
         attempt: number of the attempt.
         number: node or shard, from 0.
         sharing: how many nodes or members share this machine's cores.
@@ -29,6 +30,7 @@ def node_environment(
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         **step.environment,
         ENV_RUN: str(run.root),
+        ENV_RUN_ID: run_id,
         ENV_ATTEMPT: str(attempt),
         ENV_NODE: str(number),
         "OMP_NUM_THREADS": str(threads),

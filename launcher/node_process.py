@@ -19,6 +19,7 @@ class NodePart:
     """One node's part of one attempt, or one shard, or a task."""
 
     run: RunFolder
+    run_id: str
     step: Step
     attempt: int
     number: int
@@ -39,7 +40,7 @@ class NodePart:
         """
         self.stage.attempt(self.attempt).mkdir(parents=True, exist_ok=True)
         command = [part.replace(SHARD, str(self.number)) for part in self.step.command]
-        own = node_environment(self.step, self.run, self.attempt, self.number, sharing=1, code=self.code)
+        own = node_environment(self.step, self.run, self.run_id, self.attempt, self.number, sharing=1, code=self.code)
         inherited = {name: value for name, value in os.environ.items() if name not in less}
         with self.stage.node_log(self.attempt, self.number).open("ab") as log:
             return subprocess.Popen(

@@ -44,6 +44,9 @@ class Plan:
     """A whole run, ready to be rendered by any backend."""
 
     run: str
+    run_id: str
+    """Identity of the run, made at submit and kept by every resume: names are used again, by others too. Empty in a
+    dry run."""
     folder: Path
     backend: str
     settings: dict[str, Any]

@@ -21,6 +21,7 @@ def render(plan: Plan) -> str:
     document = {
         "format": FORMAT,
         "run": plan.run,
+        "run_id": plan.run_id,
         "folder": str(plan.folder),
         "backend": plan.backend,
         "settings": plan.settings,
@@ -39,8 +40,9 @@ def parse(text: str) -> Plan:
     steps = tuple(_step(values) for values in document["steps"])
     code = document["code"]
     return Plan(
-        document["run"], Path(document["folder"]), document["backend"], document["settings"], steps,
-        document["configs"], tuple(document["finished"]), code and Path(code), document["launcher_python"],
+        document["run"], document.get("run_id", ""), Path(document["folder"]), document["backend"],
+        document["settings"], steps, document["configs"], tuple(document["finished"]), code and Path(code),
+        document["launcher_python"],
     )  # fmt: skip
 
 

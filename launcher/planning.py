@@ -14,7 +14,7 @@ from launcher.recipe_schema import LAUNCHER_KEYS
 from launcher.run_folder import RunFolder
 
 
-def make_plan(run: str, folder: Path, place: Profile, stages: Sequence[Stage]) -> Plan:
+def make_plan(run: str, run_id: str, folder: Path, place: Profile, stages: Sequence[Stage]) -> Plan:
     """Lay out the steps of every stage.
 
     Raises:
@@ -26,7 +26,7 @@ def make_plan(run: str, folder: Path, place: Profile, stages: Sequence[Stage]) -
     steps = [step for stage in stages for step in _steps(stage, place.python, place.environment)]
     code = RunFolder(folder).code if place.code == "snapshot" else None
     configs = {str(RunFolder(stage.folder).config): config_values(stage) for stage in stages}
-    return Plan(run, folder, place.backend, place.settings, tuple(steps), configs, code=code)
+    return Plan(run, run_id, folder, place.backend, place.settings, tuple(steps), configs, code=code)
 
 
 def config_values(stage: Stage) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from typing import Any
 
 ENV_RUN = "LLAVAJOB_RUN"
 """Marks every process of a run: the run's folder."""
+ENV_RUN_ID = "LLAVAJOB_RUN_ID"
+"""Marks every process of a run as well: the run's id, because a folder's name may be used again."""
 ENV_ATTEMPT = "LLAVAJOB_ATTEMPT"
 """Number of this stay on the machines, from 0."""
 ENV_ATTEMPT_DIR = "LLAVAJOB_ATTEMPT_DIR"

@@ -21,7 +21,7 @@ from launcher.recipe import Override, Recipe, Stage, apply_overrides, load, stag
 from launcher.references import Names
 from launcher.run_folder import RunFolder, read_json, write_aside
 from launcher.snapshot import take_snapshot
-from launcher.store import Run, all_runs, check_name, find_run, make_folder, new_name, now, save
+from launcher.store import Run, all_runs, check_name, find_run, make_folder, new_name, new_run_id, now, save
 from launcher.tree import Tree
 from launcher.yaml_text import dump
 
@@ -62,16 +62,16 @@ def prepare(reference: str, on: str | None, name: str | None, overrides: Sequenc
     recipe = load(reference)
     apply_overrides(recipe, override_place(profile, overrides))
     run = name or new_name(recipe.name)
-    return _prepare(recipe, profile, RunFolder(profile.runs / run), Path.cwd())
+    return _prepare(recipe, profile, RunFolder(profile.runs / run), "", Path.cwd())
 
 
-def _prepare(recipe: Recipe, profile: Profile, folder: RunFolder, base: Path) -> Prepared:
+def _prepare(recipe: Recipe, profile: Profile, folder: RunFolder, run_id: str, base: Path) -> Prepared:
     there = profile.jobs_runs / folder.name
     fixed = {"run.dir": str(there), "run.name": folder.name, "runs.root": str(profile.jobs_runs)}
     names = Names(fixed, _latest_finished)
     stages = stages_of(recipe, profile.values, there, names)
     make_absolute(stages, base)
-    plan = go_on(make_plan(folder.name, there, profile, stages), folder)
+    plan = go_on(make_plan(folder.name, run_id, there, profile, stages), folder)
     backend = get_backend(profile.backend)
     missing, lacking = find_missing(stages, there, backend.sees_files), backend.check(plan)
     return Prepared(folder.name, folder, recipe, profile, stages, plan, backend.render(plan), missing, lacking)
@@ -102,10 +102,12 @@ def _numbered(steps: Sequence[Step], folder: RunFolder) -> Iterator[Step]:
 def submit(prepared: Prepared) -> tuple[Run, list[str]]:
     """Store a prepared run and send it; return it with its job ids."""
     prepared.require_inputs()
+    prepared = _with_identity(prepared)
     folder = make_folder(prepared.profile.runs, prepared.name)
     record = {
         "format": 1,
         "name": prepared.name,
+        "run_id": prepared.plan.run_id,
         "created": now(),
         "recipe": prepared.recipe.name,
         "kind": prepared.recipe.kind,
@@ -131,6 +133,12 @@ def submit(prepared: Prepared) -> tuple[Run, list[str]]:
         # The scheduler has nothing of it: there is no run.
         shutil.rmtree(folder.root, ignore_errors=True)
         raise
+
+
+def _with_identity(prepared: Prepared) -> Prepared:
+    """Give a run its identity: only what is submitted has one, so that a dry run prints the same text each time."""
+    plan = replace(prepared.plan, run_id=new_run_id())
+    return replace(prepared, plan=plan, rendered=get_backend(plan.backend).render(plan))
 
 
 def _write(run: Run, prepared: Prepared) -> None:
@@ -183,7 +191,7 @@ def resume(name: str | None, overrides: Sequence[Override]) -> tuple[Run, list[s
     profile.runs = run.folder.root.parent
     before = [Override(tuple(key.split(".")), text, origin) for key, text, origin in run.record.get("place", ())]
     apply_overrides(recipe, override_place(profile, [*before, *map(from_here, overrides)]))
-    prepared = _prepare(recipe, profile, run.folder, Path(run.record["folder"]))
+    prepared = _prepare(recipe, profile, run.folder, run.run_id, Path(run.record["folder"]))
     prepared.require_inputs()
     run.folder.cancel_request.unlink(missing_ok=True)
     _write(run, prepared)

@@ -29,6 +29,11 @@ class Run:
         return self.folder.name
 
     @property
+    def run_id(self) -> str:
+        """The run's identity; empty for runs that were submitted before there was one."""
+        return str(self.record.get("run_id", ""))
+
+    @property
     def created(self) -> float:
         return float(self.record.get("created", 0.0))
 
@@ -47,6 +52,11 @@ def new_name(recipe: str) -> str:
     """Return a fresh name for a run of a recipe: ``finetune-7k2p``."""
     suffix = "".join(secrets.choice(_SUFFIX_LETTERS) for _ in range(4))
     return f"{as_name(recipe)[: LONGEST_NAME - 5]}-{suffix}"
+
+
+def new_run_id() -> str:
+    """Return the identity of a new run: 16 hexadecimal digits, drawn at random."""
+    return secrets.token_hex(8)
 
 
 def make_folder(root: Path, name: str) -> RunFolder:

@@ -244,7 +244,9 @@ def test_what_is_rendered_is_what_is_stored(shell: Shell, recipe: Write) -> None
     name = recipe()
     shown = shell("submit", name, "--dry-run", "--name", "same").out
     shell("submit", name, "--name", "same")
-    assert (shell.runs / "same/attempts/0/rendered.yaml").read_text() == shown
+    run_id = json.loads((shell.runs / "same/run.json").read_text())["run_id"]
+    stored = (shell.runs / "same/attempts/0/rendered.yaml").read_text()
+    assert stored.replace(f"run_id: {run_id}", "run_id: ''") == shown and len(run_id) == 16
     shell.wait("same")
 
 

@@ -37,6 +37,7 @@ class Participant:
     """One node of a gang."""
 
     folder: RunFolder
+    run_id: str
     step: Step
     number: int
     coordinator: Whereabouts
@@ -95,7 +96,7 @@ class Participant:
 
     async def _begin(self, told: dict[str, Any]) -> None:
         await self._end(0.0)
-        self.part = NodePart(self.folder, self.step, int(told["attempt"]), self.number, self.code)
+        self.part = NodePart(self.folder, self.run_id, self.step, int(told["attempt"]), self.number, self.code)
         more = {
             "PET_NODE_RANK": str(self.number), "PET_NNODES": str(self.step.nodes),
             "PET_NPROC_PER_NODE": str(self.step.processes_per_node),

@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
             if step.kind == "gang":
                 return asyncio.run(take_part(plan, step, number, teller))
             write_configs(plan)
-            return Single(folder, step, number, plan.code).run()
+            return Single(folder, plan.run_id, step, number, plan.code).run()
     except OSError as error:
         # Most often the volume: what is not there, cannot be written by this user, or is full.
         why = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}, as user {os.getuid()}"
@@ -65,7 +65,7 @@ async def take_part(plan: Plan, step: Step, number: int, teller: Teller) -> int:
     port = int(os.environ.get("MASTER_PORT", "23456"))
     address = "localhost" if number == 0 else os.environ["MASTER_ADDR"]
     coordinator_at = Whereabouts(folder, step.name, address, port)
-    participant = Participant(folder, step, number, coordinator_at, plan.code)
+    participant = Participant(folder, plan.run_id, step, number, coordinator_at, plan.code)
     coordinator = Coordinator(folder, step, port, _teller(teller)) if number == 0 else None
 
     def leave(name: signal.Signals) -> None:

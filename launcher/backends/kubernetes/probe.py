@@ -74,7 +74,7 @@ def trial_plan(client: Client, profile: Profile, gpus: int) -> Plan:
     settings = {**profile.settings, **_SIZE, "namespace": client.namespace}
     folder = runs_in_pods(profile.runs, profile.settings)[0] / name
     step = Step("probe", "", "task", 1, 1, gpus, 1, 1, None, (profile.python,), dict(profile.environment), 0, 1)
-    return Plan(name, folder, profile.backend, settings, (step,))
+    return Plan(name, secrets.token_hex(8), folder, profile.backend, settings, (step,))
 
 
 def examine_pod(client: Client, profile: Profile) -> Iterator[Finding]:

@@ -27,6 +27,7 @@ class Single:
     """The pod's one process."""
 
     folder: RunFolder
+    run_id: str
     step: Step
     number: int
     code: Path | None = None
@@ -38,7 +39,7 @@ class Single:
         """Run it to its end; return the pod's exit code."""
         for name in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
             signal.signal(name, self._leave)
-        part = NodePart(self.folder, self.step, self.step.attempt, self.number, self.code)
+        part = NodePart(self.folder, self.run_id, self.step, self.step.attempt, self.number, self.code)
         word = self._begin()
         self.child = part.start({})
         if self.asked:

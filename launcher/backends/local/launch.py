@@ -27,7 +27,8 @@ class Site:
     """What one attempt of a step runs with."""
 
     run: RunFolder
-    """The run's folder: the mark that all its processes carry."""
+    """The run's folder: a mark that all its processes carry."""
+    run_id: str
     attempt: int
     gpus: list[str]
     """CUDA names of the GPUs that the run holds."""
@@ -62,7 +63,7 @@ def start_node(step: Step, site: Site, number: int, gpus: list[str], extra: dict
         gpus: CUDA names of its GPUs.
         extra: more environment variables.
     """
-    own = node_environment(step, site.run, site.attempt, number, step.parallel, site.code)
+    own = node_environment(step, site.run, site.run_id, site.attempt, number, step.parallel, site.code)
     environment = {**os.environ, **(extra or {}), **own}
     if step.kind == "merge":
         environment.pop(ENV_ATTEMPT_DIR, None)

@@ -112,7 +112,7 @@ class Supervisor:
         self.state.attempts += step.kind != "merge"
         self._set(RUNNING, "")
         self._event("attempt", step=step.name, number=record.attempt)
-        site = Site(self.folder, record.attempt, gpus, self.plan.code)
+        site = Site(self.folder, self.plan.run_id, record.attempt, gpus, self.plan.code)
         attempt = Attempt(step, site, self._check_stop)
         try:
             return attempt.run()

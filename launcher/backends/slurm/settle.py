@@ -29,7 +29,7 @@ def settle(batch: Batch, srun_code: int) -> str:
     word.ended = time.time()
     if batch.step.kind != "gang":
         # What a killed task leaves on this node is ended here: not every site lets Slurm find it.
-        NodePart(batch.folder, batch.step, word.attempt, batch.number or 0).end_orphans(0)
+        NodePart(batch.folder, batch.plan.run_id, batch.step, word.attempt, batch.number or 0).end_orphans(0)
     ending = _ending(batch, word.attempt, srun_code)
     if ending.kind == "done":
         word.state, word.reason = SUCCEEDED, ""

@@ -41,7 +41,7 @@ def run(folder: str, step_name: str, member: int | None) -> None:
     plan = load_plan(plan_file(RunFolder(Path(folder))))
     step = next(step for step in plan.steps if step.name == step_name)
     number = int(os.environ.get("SLURM_PROCID", "0")) if member is None else member
-    code = Task(RunFolder(plan.folder), step, int(os.environ[ENV_ATTEMPT]), number, plan.code).run()
+    code = Task(RunFolder(plan.folder), plan.run_id, step, int(os.environ[ENV_ATTEMPT]), number, plan.code).run()
     if code:
         raise SystemExit(code)
 
@@ -51,6 +51,7 @@ class Task:
     """One node's part of one attempt."""
 
     folder: RunFolder
+    run_id: str
     step: Step
     attempt: int
     number: int
@@ -97,7 +98,7 @@ class Task:
 
     @property
     def part(self) -> NodePart:
-        return NodePart(self.folder, self.step, self.attempt, self.number, self.code)
+        return NodePart(self.folder, self.run_id, self.step, self.attempt, self.number, self.code)
 
     def peers(self) -> list[int | None]:
         """Exit codes of all nodes of the gang; None while a node runs."""

@@ -18,6 +18,7 @@ from torch._C._distributed_c10d import HashStore
 
 from llava.config import Device, Precision
 from llava.errors import ConfigError, LlavaError
+from llava.peers import COLLECTIVES
 
 TIMEOUT = timedelta(minutes=30)
 """Longest wait in one collective: rank 0 may be building the token index, which takes minutes."""
@@ -42,7 +43,8 @@ class World:
         if self.size == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(tensor)
+        with COLLECTIVES.one():
+            dist.all_reduce(tensor)
         return tensor.tolist()
 
     def gather(self, value: T) -> list[T]:

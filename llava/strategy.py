@@ -21,6 +21,7 @@ from llava.distributed import World
 from llava.errors import TrainingError
 from llava.model.join import LlavaModel
 from llava.optim import Group
+from llava.peers import COLLECTIVES
 
 State = dict[str, dict[str, Tensor]]
 """``weights``, ``exp_avg`` and ``exp_avg_sq``: whole float32 tensors by parameter name, for any number of ranks."""
@@ -136,7 +137,8 @@ class Replicated:
 
     def step(self, share: float, clip_norm: float) -> float:
         if self._world.size > 1:
-            dist.all_reduce(self._grads)
+            with COLLECTIVES.one():
+                dist.all_reduce(self._grads)
         if self._scale is not None:
             self._grads.mul_(1 / self._scale.value)
         # Summed in float64: a float32 sum over a long buffer is off in the fifth digit on a CPU (measured).

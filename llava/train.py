@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava import failure, interrupt, logs
+from llava import failure, interrupt, logs, peers
 from llava.config import TrainJob, load
 from llava.errors import ConfigError, Interrupted, LlavaError
 from llava.run_folder import RunFolder
@@ -128,6 +128,8 @@ def train(job: TrainJob, run: RunFolder, position: Position) -> None:
     window = batches(job, loaded, index, schedule, world, position.done, total)
 
     # The loop
+    if world.size > 1 and world.device.type == "cpu":
+        peers.watch()
     try:
         for step in range(position.done, total):
             trainer.update(step, next(window))

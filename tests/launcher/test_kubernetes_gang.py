@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launcher.backends.kubernetes import whereabouts
+from launcher.backends.kubernetes import whereabouts, wire
 from launcher.backends.kubernetes.coordinator import Coordinator
 from launcher.backends.kubernetes.participant import gang_of
 from launcher.backends.kubernetes.whereabouts import Whereabouts, address_file
 from launcher.plan import Step
 from launcher.ports import free_port
 from launcher.run_folder import RunFolder, write_json
+from launcher.step_word import read_word
 
 STEP = Step("train", "", "gang", 2, 1, 0, 1, 2, None, ("python",), {}, 3, 30)
 
@@ -99,3 +101,41 @@ def test_a_node_of_another_gang_is_sent_away(folder: RunFolder, tmp_path: Path) 
         own.close()
 
     asyncio.run(asyncio.wait_for(meet(), 10))
+
+
+def test_a_silent_node_is_named_and_those_that_were_ended_for_it_are_not(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine without power closes no connection. What the others end with, once they are told to, is no cause."""
+    monkeypatch.setattr(wire, "SILENCE_S", 0.5)
+    monkeypatch.setattr(wire, "BEAT_S", 0.1)
+    step = replace(STEP, retries=1, grace_s=2)
+    said = list[str]()
+
+    async def survivor(own: wire.Wire) -> None:
+        async for message in own.messages():
+            said.append(read_word(folder, "train").reason)
+            if message.get("end") == "kill":
+                own.send(exit={"attempt": 0, "code": 137})
+            if "over" in message:
+                return
+
+    async def lose() -> None:
+        coordinator = Coordinator(folder, step, free_port())
+        await coordinator.start()
+        nodes = [await wire.dial("127.0.0.1", coordinator.port) for _ in range(2)]
+        for number, node in enumerate(nodes):
+            node.send(hello=number, gang=gang_of(folder, step), pod=f"run-worker-{number}")
+        running = asyncio.create_task(coordinator.run())
+        async for message in nodes[1].messages():
+            assert message["begin"]["attempt"] == 0
+            break
+        nodes[1]._beats.cancel()
+        await survivor(nodes[0])
+        assert await running == 1
+        nodes[1].close()
+
+    asyncio.run(asyncio.wait_for(lose(), 30))
+    lost = "node 1 (run-worker-1) was lost: not heard for 30 s (did its machine lose power or network?)"
+    assert lost in said, "it is said before the others are ended"
+    assert read_word(folder, "train").reason == lost

@@ -227,3 +227,29 @@ def test_what_only_rank_0_finds_is_said_by_all(bases: Bases, tmp_path: Path) -> 
         error = rank_error(run, rank)
         assert (error["exception"], error["collective"]) == ("DataError", False)
         assert error["message"] == "record 0 (id 'x') has a message from 'robot'; human and gpt are known"
+
+
+def test_a_frozen_node_costs_no_finished_update(bases: Bases, tmp_path: Path) -> None:
+    """A machine that loses power or network closes no connection: the other's rank leaves the collective by itself."""
+    run, job = RunFolder(tmp_path), long_job(bases, tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    where = ("--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", port)
+    agents = [start_ranks(job, 0, 1, *where, "--node-rank", str(node)) for node in (0, 1)]
+    wait_for_step(run, 5, agents[0])
+    frozen = [agents[1].pid, *rank_pids(agents[1]).values()]
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        agents[0].send_signal(signal.SIGTERM)
+        code, output = end(agents[0])
+        assert code == 1, output
+        echo = rank_error(run, 0)
+        assert echo["collective"] is True and "another rank is gone" in echo["message"], echo
+        assert steps_saved(run)[-1] == echo["step"] == max(losses(run))
+        assert "the other ranks have been silent for" in run.rank_log(0, 0).read_text()
+    finally:
+        for pid in frozen:
+            os.kill(pid, signal.SIGKILL)
+    end(agents[1])

@@ -11,13 +11,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from launcher.backends.base import FAILED, REQUEUED, RUNNING, STARTING, SUCCEEDED
 from launcher.backends.kubernetes.participant import gang_of
 from launcher.backends.kubernetes.whereabouts import tell_address
-from launcher.backends.kubernetes.wire import Wire
+from launcher.backends.kubernetes.wire import SILENCE_S, Wire
 from launcher.ending import LOST_PEER_GRACE_S, Ending, Verdict, judge, next_attempt, weigh
 from launcher.exits import expect_exits
 from launcher.plan import Step
@@ -42,6 +42,9 @@ class Node:
     """Exit code of its part of the attempt."""
     gone: bool = False
     leaving: bool = False
+    pod: str = ""
+    told_to_end: bool = False
+    """It was ended because another node was lost: what it ended with is no cause."""
 
 
 @dataclass
@@ -78,7 +81,7 @@ class Coordinator:
             return await self._over(word, FAILED, verdict.reason, 1)
         while await self._all_are_here(word):
             await asyncio.to_thread(self._begin, word)
-            ending = await self._attempt()
+            ending = await self._attempt(word)
             await asyncio.to_thread(self.tell_again, self.attempt, self._lost)
             if ending.kind == "done":
                 return await self._over(word, SUCCEEDED, "", 0)
@@ -159,7 +162,7 @@ class Coordinator:
             if "hello" in message:
                 if message.get("gang") != gang_of(self.folder, self.step):
                     break
-                number = int(message["hello"])
+                number, node.pod = int(message["hello"]), str(message.get("pod", ""))
                 if number in self.nodes:
                     self.nodes[number].gone = True  # that one was lost, and this is its successor
                 self.nodes[number] = node
@@ -190,25 +193,30 @@ class Coordinator:
             await asyncio.sleep(_POLL_S)
         return False
 
-    async def _attempt(self) -> Ending:
+    async def _attempt(self, word: Word) -> Ending:
         """Follow an attempt until every node has ended or is lost."""
         nodes, ender = dict(self.nodes), _Ender(self.step)
         while any(node.code is None and not node.gone for node in nodes.values()):
             ender.look(nodes)
+            lost = _what_was_lost(nodes)
+            if lost and word.reason != lost:
+                # Said before the others have saved and left, which takes its time.
+                await asyncio.to_thread(self._say, word, RUNNING, lost)
             await asyncio.sleep(_POLL_S)
         return self._ending(nodes)
 
     def _ending(self, nodes: dict[int, Node]) -> Ending:
-        told = [(number, node.code) for number, node in sorted(nodes.items()) if node.code is not None]
+        ended = [(number, node) for number, node in sorted(nodes.items()) if node.code is not None]
+        told = [(number, node.code) for number, node in ended if node.code is not None]
         self._lost = [number for number, node in sorted(nodes.items()) if node.gone]
-        lost = [str(number) for number, node in sorted(nodes.items()) if node.code is None]
         leaving = [str(number) for number, node in sorted(nodes.items()) if node.leaving]
         ending = judge(self.step, told)
         if leaving and ending.kind != "final" and all(code in _TOLD_TO_END for _, code in told):
             return Ending("interrupted", f"{_nodes(leaving)} left: its pod was to end (evicted, drained or deleted)")
-        if not lost or ending.kind in ("broken", "final"):
+        lost = _what_was_lost(nodes)
+        if not lost or ending.kind == "final" or any(_was_killed(node) for _, node in ended):
             return ending
-        return Ending("broken", f"{_nodes(lost)} was lost: its pod ended without a word", lost=True)
+        return Ending("broken", lost, lost=True)
 
     async def _pause(self, fruitless: int) -> None:
         """Wait longer before each further attempt that may be as fruitless as the last."""
@@ -247,7 +255,26 @@ class _Ender:
         self.told.add(how)
         for node in nodes.values():
             if node.code is None and not node.gone:
+                node.told_to_end = True
                 node.wire.send(end=how)
+
+
+def _was_killed(node: Node) -> bool:
+    """Whether something else than the coordinator ended a node's agent: that is a cause of its own."""
+    return (node.code or 0) > 128 and node.code not in _TOLD_TO_END and not node.told_to_end
+
+
+def _what_was_lost(nodes: Mapping[int, Node]) -> str:
+    """In words, which nodes went without telling how they ended; empty where none did."""
+    lost = {number: node for number, node in sorted(nodes.items()) if node.gone and node.code is None}
+    if not lost:
+        return ""
+    who = _nodes([str(number) for number in lost])
+    pods = ", ".join(node.pod for node in lost.values() if node.pod)
+    who += f" ({pods})" if pods else ""
+    if all(node.wire.silent for node in lost.values()):
+        return f"{who} was lost: not heard for {SILENCE_S:.0f} s (did its machine lose power or network?)"
+    return f"{who} was lost: its pod ended without a word"
 
 
 def _nodes(numbers: list[str]) -> str:

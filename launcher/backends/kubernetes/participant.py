@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +45,8 @@ class Participant:
     code: Path | None = None
     leaving: bool = False
     """The pod was told to end."""
+    at_once: bool = False
+    """The coordinator waits no longer for what runs here."""
     wire: Wire | None = field(default=None, repr=False)
     part: NodePart | None = None
     child: subprocess.Popen[bytes] | None = field(default=None, repr=False)
@@ -63,7 +66,7 @@ class Participant:
             except OSError:
                 await asyncio.sleep(_DIAL_AGAIN_S)
                 continue
-            wire.send(hello=self.number, gang=gang_of(self.folder, self.step))
+            wire.send(hello=self.number, gang=gang_of(self.folder, self.step), pod=socket.gethostname())
             code = await self._take_part(wire)
             wire.close()
             self.wire = None
@@ -89,13 +92,15 @@ class Participant:
             if "begin" in message:
                 await self._begin(message["begin"])
             elif "end" in message:
-                self._signal(signal.SIGKILL if message["end"] == "kill" else signal.SIGTERM)
+                self.at_once = message["end"] == "kill"
+                self._signal(signal.SIGKILL if self.at_once else signal.SIGTERM)
             elif "over" in message:
                 return int(message["over"])
         return None
 
     async def _begin(self, told: dict[str, Any]) -> None:
         await self._end(0.0)
+        self.at_once = False
         self.part = NodePart(self.folder, self.run_id, self.step, int(told["attempt"]), self.number, self.code)
         more = {
             "PET_NODE_RANK": str(self.number), "PET_NNODES": str(self.step.nodes),
@@ -111,7 +116,8 @@ class Participant:
         while True:
             if self.child is not None and self.child.poll() is not None and self.part is not None:
                 part, code = self.part, self.child.returncode
-                await asyncio.to_thread(part.end_orphans, code)
+                # Ranks that outlive a killed agent may save, but not those that were given their time before.
+                await asyncio.to_thread(part.end_orphans, 0 if self.at_once else code)
                 self.child = None
                 await asyncio.to_thread(write_exit, part.stage, self.step, part.attempt, self.number, shell_code(code))
                 wire.send(exit={"attempt": part.attempt, "code": shell_code(code)})

@@ -25,6 +25,8 @@ class Wire:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
         self._beats = asyncio.create_task(self._beat())
+        self.silent = False
+        """The other side was not heard for so long that it counts as lost."""
 
     @property
     def own_address(self) -> str:
@@ -42,7 +44,10 @@ class Wire:
             try:
                 line = await asyncio.wait_for(self._reader.readline(), SILENCE_S)
                 message = json.loads(line) if line.endswith(b"\n") else None
-            except (OSError, ValueError, asyncio.TimeoutError):
+            except asyncio.TimeoutError:
+                self.silent = True
+                return
+            except (OSError, ValueError):
                 return
             if not isinstance(message, dict):
                 return

@@ -66,6 +66,10 @@ def _gang_ending(batch: Batch, codes: Sequence[int | None], srun_code: int) -> E
     told = [(number, code) for number, code in enumerate(codes) if code is not None]
     silent = [str(number) for number, code in enumerate(codes) if code is None]
     ending = judge(batch.step, told)
+    word = batch.word()
+    if silent and word.reason and ending.kind != "final":
+        # The other nodes noticed who fell silent, and left because of it.
+        return Ending("broken", word.reason, lost=True)
     if not silent or ending.kind in ("broken", "final"):
         return ending if ending.kind != "done" else judge(batch.step, [(0, srun_code)])
     if srun_code <= 128:

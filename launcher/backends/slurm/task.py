@@ -16,13 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from launcher.backends.base import RUNNING
 from launcher.backends.slurm.files import plan_file
+from launcher.backends.slurm.heartbeat import Heartbeat
 from launcher.ending import LOST_PEER_GRACE_S
 from launcher.exits import exit_codes, write_exit
 from launcher.node_process import NodePart, shell_code
 from launcher.plan import Step
 from launcher.plan_text import load_plan
 from launcher.run_folder import ENV_ATTEMPT, EXIT_INTERRUPTED, RunFolder
+from launcher.step_word import read_word, write_word
 
 POLL_S = 0.2
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
@@ -74,7 +77,9 @@ class Task:
         signal.signal(signal.SIGCONT, signal.SIG_IGN)
         _keep_orphans()
         child = self.child = self._start()
-        told_again, lost = False, _LostPeer(self)
+        heartbeat = Heartbeat(self.stage, self.step, self.attempt, self.number)
+        heartbeat.start()
+        told_again, lost = False, _LostPeer(self, heartbeat)
         while child.poll() is None:
             if self.asked and not told_again and time.monotonic() - self.asked > TELL_AGAIN_S:
                 child.send_signal(self.asked_by)
@@ -106,6 +111,13 @@ class Task:
             return []
         return exit_codes(self.stage, self.step, self.attempt)
 
+    def say(self, reason: str) -> None:
+        """Have the run's status tell what happens to an attempt that goes on for a while."""
+        word = read_word(self.folder, self.step.name)
+        if word.attempt == self.attempt and word.state == RUNNING and word.reason != reason:
+            word.reason = reason
+            write_word(self.folder, self.step.name, None, word)
+
     def _wait_for_peers(self, code: int) -> None:
         most_s = self.step.grace_s if code == EXIT_INTERRUPTED else min(self.step.grace_s, LOST_PEER_GRACE_S)
         deadline = time.monotonic() + most_s
@@ -125,8 +137,9 @@ def _keep_orphans() -> None:
 class _LostPeer:
     """Sees that another node ended badly, and has this one leave: politely after a second, for good after the grace."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, heartbeat: Heartbeat) -> None:
         self.task = task
+        self.heartbeat = heartbeat
         self.seen: float | None = None
         self.told = False
         self.most_s = 0.0
@@ -134,8 +147,12 @@ class _LostPeer:
     def look(self, child: subprocess.Popen[bytes]) -> None:
         now = time.monotonic()
         if self.seen is None:
-            bad = [code for code in self.task.peers() if code]
-            if bad:
+            codes = self.task.peers()
+            bad = [code for code in codes if code]
+            lost = self.heartbeat.look({number for number, code in enumerate(codes) if code is not None})
+            if lost:
+                self.task.say(lost)
+            if bad or lost:
                 saving = EXIT_INTERRUPTED in bad
                 self.most_s = self.task.step.grace_s if saving else min(self.task.step.grace_s, LOST_PEER_GRACE_S)
                 self.seen = now

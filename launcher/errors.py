@@ -5,7 +5,8 @@ LauncherError                 something failed                                  
 │   ├── RecipeError           problems in a recipe, a profile or a --set         exit 2
 │   └── RunNotFound           no run, or several, go by that name                exit 2
 └── BackendError              the scheduler refused or did not answer            exit 1
-    └── NotAnswering          it is silent                                       exit 1
+    ├── NotAnswering          it is silent                                       exit 1
+    └── SubmissionUnknown     a run may have been sent, and may not              exit 1
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ class BackendError(LauncherError):
 
 class NotAnswering(BackendError):
     """The scheduler is silent: what was asked for may or may not have happened."""
+
+
+class SubmissionUnknown(BackendError):
+    """A run may have been sent, and may not: the answer was lost. Its folder and record stay."""
 
 
 @dataclass(frozen=True, order=True)

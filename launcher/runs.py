@@ -10,7 +10,7 @@ from typing import Any
 
 from launcher.backends.base import ENDED, SUCCEEDED, BackendState, get_backend
 from launcher.ending import next_attempt
-from launcher.errors import BackendError, LauncherError, RequestError
+from launcher.errors import BackendError, LauncherError, RequestError, SubmissionUnknown
 from launcher.exits import missing_shards
 from launcher.inputs import Missing, find_missing, from_here, make_absolute
 from launcher.origin import code_diff, describe_origin
@@ -103,6 +103,8 @@ def submit(prepared: Prepared) -> tuple[Run, list[str]]:
     """Store a prepared run and send it; return it with its job ids."""
     prepared.require_inputs()
     prepared = _with_identity(prepared)
+    # Asked before the folder is made: where the place does not answer, there is nothing to clean up.
+    where = get_backend(prepared.profile.backend).where(prepared.plan)
     folder = make_folder(prepared.profile.runs, prepared.name)
     record = {
         "format": 1,
@@ -114,6 +116,7 @@ def submit(prepared: Prepared) -> tuple[Run, list[str]]:
         "source": prepared.recipe.source,
         "backend": prepared.profile.backend,
         "profile": prepared.profile.name,
+        "where": where,
         **describe_origin(),
         "submissions": [],
     }
@@ -129,10 +132,18 @@ def submit(prepared: Prepared) -> tuple[Run, list[str]]:
         raise LauncherError(f"cannot write the run's folder {folder.root}: {error.strerror}", hint) from None
     try:
         return _send(Run(folder, record), prepared)
+    except SubmissionUnknown as error:
+        # The scheduler may have it: the folder is what it is found and ended by.
+        raise SubmissionUnknown(error.message, _how_to_look(prepared.name, error.hint)) from error
     except BackendError:
         # The scheduler has nothing of it: there is no run.
         shutil.rmtree(folder.root, ignore_errors=True)
         raise
+
+
+def _how_to_look(name: str, hint: str) -> str:
+    commands = f"Look whether it is there: llavajob status {name}. To end what may be there: llavajob cancel {name}"
+    return f"{hint}\n{commands}" if hint else commands
 
 
 def _with_identity(prepared: Prepared) -> Prepared:
@@ -193,9 +204,13 @@ def resume(name: str | None, overrides: Sequence[Override]) -> tuple[Run, list[s
     apply_overrides(recipe, override_place(profile, [*before, *map(from_here, overrides)]))
     prepared = _prepare(recipe, profile, run.folder, run.run_id, Path(run.record["folder"]))
     prepared.require_inputs()
+    run.record["where"] = get_backend(prepared.profile.backend).where(prepared.plan)
     run.folder.cancel_request.unlink(missing_ok=True)
     _write(run, prepared)
-    return _send(run, prepared)
+    try:
+        return _send(run, prepared)
+    except SubmissionUnknown as error:
+        raise SubmissionUnknown(error.message, _how_to_look(run.name, error.hint)) from error
 
 
 def _require_resumable(run: Run, state: BackendState) -> None:

@@ -64,10 +64,20 @@ class Backend(Protocol):
     def check(self, plan: Plan) -> list[str]:
         """Return what this place lacks for the plan, seen from here before anything is sent."""
 
+    def where(self, plan: Plan) -> dict[str, str]:
+        """Return where the run will live: this machine, a cluster, an API server. Asked before anything is sent.
+
+        It is kept in the record as ``where``; only from the same place can be told that a run is not there any more.
+
+        Raises:
+            BackendError: the place does not answer.
+        """
+
     def submit(self, run: Run, plan: Plan) -> list[str]:
         """Send a run, new or resumed, as it was rendered; return its job ids.
 
         Raises:
+            SubmissionUnknown: the run may have been sent; its folder and record are kept.
             BackendError: the scheduler refused or did not answer; nothing of the run is left there.
         """
 

@@ -56,6 +56,9 @@ class KubernetesBackend:
 
         return check_plan(plan)
 
+    def where(self, plan: Plan) -> dict[str, str]:
+        return {}
+
     def submit(self, run: Run, plan: Plan) -> list[str]:
         """Have the server check every object, then create the ConfigMap and what it is for."""
         from launcher.backends.kubernetes.client import Client

@@ -18,6 +18,7 @@ from launcher.backends.local import gpu_queue
 from launcher.backends.local.state import LocalState, latest_plan, load_state
 from launcher.doctor import Finding
 from launcher.errors import BackendError
+from launcher.machine import this_machine
 from launcher.plan import Plan
 from launcher.plan_text import load_plan, render
 from launcher.profiles import Profile
@@ -45,6 +46,9 @@ class LocalBackend:
         if wanted:
             missing += _lacking_gpus(wanted, gpu_queue.total_gpus(plan.settings["gpus"]))
         return missing
+
+    def where(self, plan: Plan) -> dict[str, str]:
+        return this_machine()
 
     def submit(self, run: Run, plan: Plan) -> list[str]:
         """Start the supervisor, detached, and wait for its first sign."""

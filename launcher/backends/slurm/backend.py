@@ -59,6 +59,9 @@ class SlurmBackend:
             lacking += lacking_runtime(python)
         return lacking
 
+    def where(self, plan: Plan) -> dict[str, str]:
+        return {}
+
     def submit(self, run: Run, plan: Plan) -> list[str]:
         """Send every step that is not done, each to start when the one before it has succeeded."""
         write_aside(plan_file(run.folder), render(plan))

@@ -217,6 +217,7 @@ def _ask(active: Sequence[tuple[Run, Sent]]) -> dict[tuple[str, ...], Answer]:
 
 def _query(place: tuple[str, ...], runs: Sequence[str]) -> Answer:
     from launcher.backends.kubernetes.client import Client
+    from launcher.backends.kubernetes.events import waiting_events
     from launcher.backends.kubernetes.labels import MANAGED_LABEL, MANAGER, RUN_LABEL
     from launcher.backends.kubernetes.states import Answer
 
@@ -226,8 +227,7 @@ def _query(place: tuple[str, ...], runs: Sequence[str]) -> Answer:
     try:
         objects = [obj for kind in _KINDS for obj in client.list(kind, selector)]
         pods = client.list("Pod", selector)
-        waiting = any(pod.get("status", {}).get("phase") == "Pending" for pod in pods) or len(pods) < len(objects)
-        events = client.list("Event", fields="type=Warning") if waiting else []
+        events = waiting_events(client, objects, pods)
     except NotAnswering as error:
         return Answer(trouble=error.message)
     return Answer({(str(o["kind"]), str(o["metadata"]["name"])): o for o in objects}, pods, events)

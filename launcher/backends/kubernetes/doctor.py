@@ -27,8 +27,9 @@ _RIGHTS = (
     *((verb, "configmaps", "", "") for verb in ("create", "get", "list", "delete")),
     ("list", "pods", "", ""),
     ("get", "pods", "", "log"),
-    ("list", "events", "", ""),
 )
+_EVENTS = ("list", "events", "", "")
+"""Only for saying why pods wait."""
 _OLDEST = (1, 29)
 """Before it, an Indexed Job cannot count the tries of each index."""
 _OPERATOR = "control-plane=kubeflow-training-operator"
@@ -90,9 +91,14 @@ def _rights(client: Client, profile: Profile) -> Iterator[Finding]:
         if not client.may(verb, resource, group, part):
             full = ".".join(filter(None, [resource, group])) + (f"/{part}" if part else "")
             missing.append(f"{verb} {full}")
+    sees_events = client.may(*_EVENTS)
     if missing:
+        missing += [] if sees_events else ["list events"]
         cure = f"In namespace {client.namespace}. {RIGHTS_HINT}"
         yield Finding("rights", f"you may not {', '.join(missing)}", False, cure)
+    elif not sees_events:
+        cure = f"Everything else works. {RIGHTS_HINT}"
+        yield Finding("rights", "you may not list events, so status cannot say why pods wait", None, cure)
     else:
         yield Finding("rights", f"all that submit, status, logs and cancel need in namespace {client.namespace}")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from launcher import __version__
 from launcher.backends.kubernetes.client import Client, Object
+from launcher.backends.kubernetes.events import list_events
 from launcher.backends.kubernetes.objects import job
 from launcher.backends.kubernetes.settings import runs_in_pods
 from launcher.backends.kubernetes.template import literal
@@ -186,7 +187,7 @@ def _await_end(client: Client, name: str) -> Object:
             raise BackendError("the pod that was to look was deleted by somebody else", "Try again.")
         if (found.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
             return found
-        reason = why_pod_waits(found, client.list("Event", fields=f"involvedObject.name={name}")) or (-1, "")
+        reason = why_pod_waits(found, list_events(client, f"involvedObject.name={name}")) or (-1, "")
         if reason[0] != last[0]:
             since = time.monotonic()
         last = reason

@@ -13,7 +13,10 @@ _NO_RIGHT = re.compile(
 )
 _WEBHOOK = re.compile(r'^admission webhook "[^"]*" denied the request: ')
 _BUSY = frozenset({429, 500, 502, 503, 504})
-RIGHTS_HINT = "The namespace's administrator gives rights; manifests/service-account.yaml has a role with all of them."
+RIGHTS_HINT = (
+    "The namespace's administrator gives rights; manifests/submitter-role.yaml is a role with all of them, and says how"
+    " (the role in manifests/service-account.yaml is for pipelines' conductors alone)."
+)
 
 
 class Forbidden(BackendError):

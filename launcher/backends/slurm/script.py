@@ -9,7 +9,10 @@ from typing import Any
 from submitit.slurm.slurm import SlurmExecutor
 
 from launcher.backends.slurm.files import slurm_folder
-from launcher.backends.slurm.settings import lead_s, parse_gpus, parse_gres, slurm_memory, slurm_time
+from launcher.backends.slurm.header import header_value
+from launcher.backends.slurm.settings import lead_s, option_value, parse_gpus, parse_gres, slurm_memory, slurm_time
+from launcher.errors import RequestError
+from launcher.one_line import breaking_character, shell_line, shell_word
 from launcher.plan import SHARD, Plan, Step
 from launcher.run_folder import RunFolder
 
@@ -21,6 +24,7 @@ class StepExecutor(SlurmExecutor):  # type: ignore[misc]
     """submitit's executor for one step. Makes the script on machines without Slurm, too."""
 
     def __init__(self, plan: Plan, step: Step) -> None:
+        _check_paths(plan, step)
         super().__init__(slurm_folder(RunFolder(plan.folder)), python=f"{_WRAPPER} {shlex.quote(step.command[0])}")
         self.dependency = ""
         self.update_parameters(**_parameters(plan, step))
@@ -54,13 +58,30 @@ def render_scripts(plan: Plan) -> str:
     return "\n".join(parts)
 
 
+def _check_paths(plan: Plan, step: Step) -> None:
+    """Refuse what cannot be a path of Slurm's: the run's folder goes into --output, where Slurm expands patterns.
+
+    A backslash switches that expansion off, so that all jobs would share one log; submitit takes %j and %t in a
+    folder's name for patterns as well.
+    """
+    folder = str(plan.folder)
+    odd = breaking_character(folder) or next((f"a {sign!r}" for sign in ("%", "\\") if sign in folder), "")
+    if odd:
+        hint = "Set runs: in the profile, or LLAVAJOB_RUNS, to another folder."
+        raise RequestError(f"the run's folder {folder!r} has {odd} in its path, which Slurm takes for more", hint)
+    python = step.command[0]
+    if breaking_character(python):
+        text = f"the path of Python {python!r} has {breaking_character(python)} in it"
+        raise RequestError(text, "Set python: in the profile to another one.")
+
+
 def _parameters(plan: Plan, step: Step) -> dict[str, Any]:
     place = plan.settings
     given = ("partition", "account", "qos", "constraint", "comment", "exclude", "nodelist", "mail_user", "mail_type")
     cpus = max(1, place["cpus"] // step.per_node) if place["cpus"] else None
     return {
         "job_name": plan.run if len(plan.steps) == 1 else f"{plan.run}.{step.name}",
-        **{name: place[name] or None for name in given},
+        **{name: header_value(place[name]) or None for name in given},
         "time": None,  # in Slurm's own notation below; submitit's counts minutes and has a default of five
         "nodes": 1 if step.kind == "array" else step.nodes,
         "ntasks_per_node": 1,
@@ -68,7 +89,7 @@ def _parameters(plan: Plan, step: Step) -> dict[str, Any]:
         "mem": slurm_memory(str(place["mem"]), step.per_node) if place["mem"] else None,
         **_gpus(place, step.gpus_per_node),
         "exclusive": True if place["exclusive"] and step.kind == "gang" else None,
-        "wckey": place["wckey"] or None,
+        "wckey": header_value(place["wckey"]) or None,
         "signal_delay_s": lead_s(place, step.grace_s),
         "array_parallelism": step.parallel,
         "stderr_to_stdout": True,
@@ -92,10 +113,14 @@ def _additional(place: dict[str, Any], step: Step) -> dict[str, Any]:
     """Options that submitit has no word for. An evaluation is never run again behind anybody's back."""
     options: dict[str, Any] = {"requeue" if step.retries else "no-requeue": True, "kill-on-invalid-dep": "yes"}
     if place["reservation"]:
-        options["reservation"] = place["reservation"]
+        options["reservation"] = header_value(place["reservation"])
     if place["time"]:
         options["time"] = slurm_time(str(place["time"]))
-    return {**options, **{name.replace("_", "-"): value for name, value in place["extra"].items()}}
+    for name, value in place["extra"].items():
+        given = option_value(value)
+        if given is not None:
+            options[name.replace("_", "-")] = header_value(given) if isinstance(given, str) else given
+    return options
 
 
 def _srun(place: dict[str, Any], step: Step, cpus: int | None) -> list[str]:
@@ -119,9 +144,10 @@ def _before(plan: Plan, step: Step) -> list[str]:
 
 def _explained(step: Step) -> list[str]:
     what = {"gang": "each node", "array": "each member, with the number of its shard,"}.get(step.kind, "the task")
-    variables = [f"#   {name}={shlex.quote(value)}" for name, value in sorted(step.environment.items())]
+    # A value of several lines must not leave its comment: the rest of it would be run.
+    variables = [f"#   {shell_word(name)}={shell_word(value)}" for name, value in sorted(step.environment.items())]
     return [
-        f"# {what} runs: {shlex.join(step.command).replace(shlex.quote(SHARD), SHARD)}",
+        f"# {what} runs: {shell_line(step.command).replace(shlex.quote(SHARD), SHARD)}",
         *(["# with", *variables] if variables else []),
         "# One turn is one attempt: begin numbers it and chooses address and port, settle says what follows.",
     ]

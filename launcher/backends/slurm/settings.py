@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
+import shlex
+from collections.abc import Iterator
 from typing import Any
 
-from launcher.errors import Problem, nearest
+from launcher.errors import Problem
+from launcher.one_line import breaking_character, unencodable_character
 from launcher.tree import Tree
 
 
@@ -60,14 +64,22 @@ SCHEMA: dict[str, Any] = {
     },
 }
 OURS = ("array", "dependency", "error", "job-name", "kill-on-invalid-dep", "nodes", "no-requeue", "ntasks",
-        "ntasks-per-node", "open-mode", "output", "requeue", "signal", "wrap", "chdir")  # fmt: skip
+        "ntasks-per-node", "open-mode", "output", "requeue", "signal", "wrap", "chdir", "clusters", "export-file",
+        "help", "parsable", "quiet", "test-only", "usage", "version", "wait")  # fmt: skip
 """Options that belong to llavajob: with other values runs would not be found, followed or started again."""
 
-_CLOCK = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
-_SPAN = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?")
-_SIZE = re.compile(r"(\d+)([KMGT]?)B?", re.IGNORECASE)
-_GPUS = re.compile(r"(?:([A-Za-z][\w.-]*)(?::(\d+))?|(\d+))")
-_GRES = re.compile(r"(gpu(?::[A-Za-z][\w.-]*)?)(?::(\d+))?")
+_COUNTED_BY_US = {"cpus-per-task": "cpus", "gpus": "gpus", "gpus-per-node": "gpus"}
+"""Options that follow from a key of the profile, by that key."""
+_OPTION = re.compile(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
+_TEXTS = ("partition", "account", "qos", "constraint", "gres", "nodelist", "exclude", "reservation", "comment",
+          "mail_user", "mail_type", "wckey", "container")  # fmt: skip
+# Numbers of more digits than these are mistakes, and cost Python and Slurm more than they can carry.
+_N = r"([0-9]{1,9})"
+_CLOCK = re.compile(rf"(?:{_N}-)?{_N}(?::{_N})?(?::{_N})?")
+_SPAN = re.compile(rf"(?:{_N}d)?(?:{_N}h)?(?:{_N}m(?:in)?)?(?:{_N}s)?")
+_SIZE = re.compile(r"([0-9]{1,15})([KMGT]?)B?", re.IGNORECASE | re.ASCII)
+_GPUS = re.compile(rf"(?:([A-Za-z][\w.-]*)(?::{_N})?|{_N})", re.ASCII)
+_GRES = re.compile(rf"(gpu(?::[A-Za-z][\w.-]*)?)(?::{_N})?", re.ASCII)
 _MEGABYTES = {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024 * 1024}
 
 
@@ -84,25 +96,91 @@ def find_problems(tree: Tree) -> list[Problem]:
             found.append(Problem(tree.origin((key,)), f"slurm.{key} is {value!r}; {error}"))
     if tree.get(("gpus",)) and tree.get(("gres",)):
         found.append(Problem(tree.origin(("gres",)), "slurm.gres and slurm.gpus say the same; one of them is needed"))
-    return found + _extra_problems(tree)
+    return [*found, *_text_problems(tree), *_line_problems(tree), *_extra_problems(tree)]
 
 
-def _extra_problems(tree: Tree) -> list[Problem]:
-    found = []
+def _text_problems(tree: Tree) -> Iterator[Problem]:
+    """A line of the batch script's head ends where its value has a line break."""
+    for key in _TEXTS:
+        value = tree.get((key,))
+        odd = breaking_character(value, allowed="\t") if isinstance(value, str) else ""
+        if odd:
+            yield Problem(tree.origin((key,)), f"slurm.{key} has {odd} in it; one line of text is needed")
+    container = tree.get(("container",))
+    try:
+        shlex.split(container if isinstance(container, str) else "")
+    except ValueError:
+        text = f"slurm.container is {container!r}; arguments as a shell has them are needed, with every quote closed"
+        yield Problem(tree.origin(("container",)), text)
+
+
+def _line_problems(tree: Tree) -> Iterator[Problem]:
+    for key in ("modules", "setup"):
+        values = tree.get((key,))
+        for number, value in enumerate(values if isinstance(values, list) else ()):
+            if not isinstance(value, str):
+                continue
+            odd = breaking_character(value) if key == "modules" else unencodable_character(value)
+            if "\r" in value:
+                odd = "a carriage return"
+            if odd:
+                yield Problem(tree.origin((key, str(number))), f"slurm.{key}: {value!r} has {odd} in it")
+            elif key == "modules" and not value.strip():
+                yield Problem(tree.origin((key, str(number))), "slurm.modules: an empty name is not a module")
+
+
+def _extra_problems(tree: Tree) -> Iterator[Problem]:
     extra = tree.get(("extra",))
-    for name in extra if isinstance(extra, dict) else ():
-        option = name.replace("_", "-").lstrip("-")
-        own = option.replace("-", "_")
-        if option in OURS:
-            text = f"slurm.extra.{name} is set by llavajob and cannot be changed"
-        elif own in SCHEMA["properties"]:
-            text = f"slurm.extra.{name} has a key of its own: slurm.{own}"
-        elif nearest(option, OURS) and option.startswith("--"):
-            text = f"slurm.extra.{name}: leave the dashes out"
-        else:
-            continue
-        found.append(Problem(tree.origin(("extra", name)), text))
-    return found
+    for name, value in extra.items() if isinstance(extra, dict) else ():
+        text = _option_problem(str(name)) or _value_problem(str(name), value)
+        if text:
+            shown = str(name) if str(name).isprintable() else repr(str(name))
+            yield Problem(tree.origin(("extra", str(name))), f"slurm.extra.{shown} {text}")
+
+
+def _option_problem(name: str) -> str:
+    """Say why a name below extra cannot be given to sbatch as ``--name``; empty: it can."""
+    option = name.replace("_", "-")
+    bare = option.strip("-")
+    own = bare.replace("-", "_")
+    if bare in OURS:
+        return "is set by llavajob and cannot be changed"
+    if own in SCHEMA["properties"]:
+        return f"has a key of its own: slurm.{own}"
+    if bare in _COUNTED_BY_US:
+        return f"has a key of its own: slurm.{_COUNTED_BY_US[bare]}"
+    if len(bare) == 1:
+        return "is not the long name of an option; sbatch's long names are needed, such as nice for --nice"
+    if option.startswith("-"):
+        return f"has dashes that llavajob adds itself; leave them out: {bare}"
+    if not _OPTION.fullmatch(option):
+        return "is not the name of an option: lower-case letters, digits and hyphens are needed"
+    # sbatch completes what is no whole name, as export is.
+    whole = "" if option == "export" else next((one for one in OURS if one.startswith(option)), "")
+    return f"abbreviates {whole}, which is set by llavajob and cannot be changed" if whole else ""
+
+
+def _value_problem(name: str, value: Any) -> str:
+    """Say why a value below extra cannot be given to sbatch; empty: it can."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"is {value}; a finite number is needed"
+    if not (value is None or isinstance(value, bool | int | float | str)):
+        kind = "a list" if isinstance(value, list) else "a mapping" if isinstance(value, dict) else "a date"
+        return f"is {kind}; text (in quotes), a number, or true for an option without a value is needed"
+    odd = breaking_character(value, allowed="\t") if isinstance(value, str) else ""
+    if odd:
+        return f"has {odd} in it; one line of text is needed"
+    if name == "export" and isinstance(value, str) and value.split(",")[0] != "ALL":
+        # srun would hand on nothing of what each attempt is told.
+        return f"is {value!r}; it has to begin with ALL. Variables of the run go below environment:"
+    return ""
+
+
+def option_value(value: Any) -> str | bool | None:
+    """Return what an option below extra is given: text, True for one without a value, None where it is left out."""
+    if value is None or value is False:
+        return None
+    return True if value is True else str(value)
 
 
 def parse_time_s(text: str) -> int | None:

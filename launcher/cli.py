@@ -212,13 +212,21 @@ def cancel(names: Annotated[list[str], typer.Argument(help="Runs to end.", metav
     """End runs: state saved, every process gone."""
     from launcher import runs
 
-    found = [_find(name) for name in names]
-    for run in found:
-        runs.require_active(run)
-    for run in found:
-        console.say(f"Ending {run.name}: saving the state first ...")
-        state = runs.cancel(run)
-        console.say(f"{run.name}: {state.state}, {state.reason}; no process is left")
+    found = {run.folder.root: run for run in map(_find, names)}
+    refused: list[LauncherError] = []
+    for run in found.values():
+        try:
+            runs.require_active(run)
+            console.say(f"Ending {run.name}: saving the state first ...")
+            state = runs.cancel(run)
+            console.say(f"{run.name}: {state.state}, {state.reason}; no process is left")
+        except LauncherError as error:
+            # One run that cannot be ended must not keep the others going.
+            refused.append(error)
+    for reason in refused[:-1]:
+        console.fail(reason.message, reason.hint)
+    if refused:
+        raise refused[-1]
 
 
 @app.command()

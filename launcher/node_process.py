@@ -56,8 +56,8 @@ class NodePart:
         """
         mark = {ENV_NODE: str(self.number), ENV_ATTEMPT: str(self.attempt)}
         if code < 0:
-            processes.wait_gone(self.run.root, self.step.grace_s, also=mark)
-        processes.end_all(self.run.root, 0.0, polite=False, also=mark)
+            processes.wait_gone(self.run.root, self.step.grace_s, also=mark, run_id=self.run_id)
+        processes.end_all(self.run.root, 0.0, polite=False, also=mark, run_id=self.run_id)
 
 
 def shell_code(code: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import platform
 import shlex
 import socket
@@ -21,11 +22,27 @@ def describe_origin() -> dict[str, Any]:
     return {
         "command": shlex.join(["llavajob", *sys.argv[1:]]),
         "folder": str(Path.cwd()),
-        "user": getpass.getuser(),
+        "user": user_name(),
         "host": socket.gethostname(),
         "git_commit": git_commit(Path.cwd()),
         "versions": {"llavajob": __version__, "python": platform.python_version()},
     }
+
+
+def user_name() -> str:
+    """Return the user's name, or the number of a user without one, as in many containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return f"uid {os.getuid()}"
+
+
+def owner_name(path: Path) -> str:
+    """Return the name of the user that a file belongs to, or the number of a user without one."""
+    try:
+        return path.owner()
+    except KeyError:
+        return f"uid {path.stat().st_uid}"
 
 
 def git_commit(folder: Path) -> str | None:

@@ -216,7 +216,7 @@ def find_profile(name: str | None) -> Profile:
         RequestError: there is no such profile.
     """
     profiles, default = load_profiles()
-    wanted = name or default
+    wanted = default if name is None else name
     if wanted not in profiles:
         hint = f"Profiles: {', '.join(profiles)}. More go into {user_file()} or {PROJECT_FILE}; see llavajob profiles."
         raise RequestError(f"no profile named '{wanted}'{nearest(wanted, profiles)}", hint)

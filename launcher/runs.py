@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launcher.backends.base import ENDED, SUCCEEDED, BackendState, get_backend
+from launcher import console
+from launcher.backends.base import ENDED, SUCCEEDED, UNKNOWN, BackendState, get_backend
 from launcher.ending import next_attempt
 from launcher.errors import BackendError, LauncherError, RequestError, SubmissionUnknown
 from launcher.exits import missing_shards
 from launcher.inputs import Missing, find_missing, from_here, make_absolute
-from launcher.origin import code_diff, describe_origin
+from launcher.origin import code_diff, describe_origin, owner_name
 from launcher.plan import Plan, Step
 from launcher.planning import make_plan
 from launcher.profiles import Profile, find_profile, override_place, runs_roots
@@ -21,9 +22,12 @@ from launcher.recipe import Override, Recipe, Stage, apply_overrides, load, stag
 from launcher.references import Names
 from launcher.run_folder import RunFolder, read_json, write_aside
 from launcher.snapshot import take_snapshot
-from launcher.store import Run, all_runs, check_name, find_run, make_folder, new_name, new_run_id, now, save
+from launcher.store import Run, all_runs, check_name, find_run, new_name, new_run_id, now, original_of, save
+from launcher.submission import draft, remove, resubmission
 from launcher.tree import Tree
 from launcher.yaml_text import dump
+
+_MOST_DRAWS = 100
 
 
 @dataclass
@@ -61,8 +65,17 @@ def prepare(reference: str, on: str | None, name: str | None, overrides: Sequenc
     profile = find_profile(on)
     recipe = load(reference)
     apply_overrides(recipe, override_place(profile, overrides))
-    run = name or new_name(recipe.name)
+    run = name or _free_name(profile.runs, recipe.name)
     return _prepare(recipe, profile, RunFolder(profile.runs / run), "", Path.cwd())
+
+
+def _free_name(root: Path, recipe: str) -> str:
+    """Draw names until one is free. The last one stands: whether it is free is checked again when it is taken."""
+    for _ in range(_MOST_DRAWS):
+        name = new_name(recipe)
+        if not os.path.lexists(root / name):
+            break
+    return name
 
 
 def _prepare(recipe: Recipe, profile: Profile, folder: RunFolder, run_id: str, base: Path) -> Prepared:
@@ -100,16 +113,19 @@ def _numbered(steps: Sequence[Step], folder: RunFolder) -> Iterator[Step]:
 
 
 def submit(prepared: Prepared) -> tuple[Run, list[str]]:
-    """Store a prepared run and send it; return it with its job ids."""
+    """Store a prepared run and send it; return it with its job ids.
+
+    This ends with a run that can be listed, cancelled and resumed, or with nothing of it, whatever breaks it off.
+    """
     prepared.require_inputs()
     prepared = _with_identity(prepared)
     # Asked before the folder is made: where the place does not answer, there is nothing to clean up.
     where = get_backend(prepared.profile.backend).where(prepared.plan)
-    folder = make_folder(prepared.profile.runs, prepared.name)
     record = {
         "format": 1,
         "name": prepared.name,
         "run_id": prepared.plan.run_id,
+        "run_dir": str(prepared.folder.root),
         "created": now(),
         "recipe": prepared.recipe.name,
         "kind": prepared.recipe.kind,
@@ -120,25 +136,30 @@ def submit(prepared: Prepared) -> tuple[Run, list[str]]:
         **describe_origin(),
         "submissions": [],
     }
-    try:
-        diff = code_diff(Path.cwd())
-        if diff:
-            write_aside(folder.code_diff, diff)
-        _write(Run(folder, record), prepared)
-    except OSError as error:
-        # Half a run is none; its name stays free.
-        shutil.rmtree(folder.root, ignore_errors=True)
-        hint = "Make room there, or set LLAVAJOB_RUNS to another folder."
-        raise LauncherError(f"cannot write the run's folder {folder.root}: {error.strerror}", hint) from None
-    try:
-        return _send(Run(folder, record), prepared)
-    except SubmissionUnknown as error:
-        # The scheduler may have it: the folder is what it is found and ended by.
-        raise SubmissionUnknown(error.message, _how_to_look(prepared.name, error.hint)) from error
-    except BackendError:
-        # The scheduler has nothing of it: there is no run.
-        shutil.rmtree(folder.root, ignore_errors=True)
-        raise
+    with draft(prepared.profile.runs, prepared.name) as made:
+        try:
+            diff = code_diff(Path.cwd())
+            if diff:
+                write_aside(made.folder.code_diff, diff)
+            _write(Run(made.folder, record), prepared)
+            run = Run(made.place(), record)
+        except OSError as error:
+            hint = "Make room there, or set LLAVAJOB_RUNS to another folder."
+            text = f"cannot write the run's folder {prepared.folder.root}: {error.strerror}"
+            raise LauncherError(text, hint) from None
+        try:
+            return _send(run, prepared)
+        except SubmissionUnknown:
+            # The scheduler may have it: the folder is what it is found and ended by.
+            raise
+        except (BackendError, OSError) as error:
+            # The scheduler has nothing of it: there is no run.
+            if not remove(run.folder):
+                raise SubmissionUnknown(f"{run.name} has a supervisor already", _how_to_look(run.name, "")) from error
+            if isinstance(error, OSError):
+                text = f"cannot write below {run.folder.root}: {error.strerror}; nothing of the run is left"
+                raise LauncherError(text, "Make room there, or set LLAVAJOB_RUNS to another folder.") from None
+            raise
 
 
 def _how_to_look(name: str, hint: str) -> str:
@@ -172,8 +193,18 @@ def _write(run: Run, prepared: Prepared) -> None:
 
 def _send(run: Run, prepared: Prepared) -> tuple[Run, list[str]]:
     entry: dict[str, Any] = run.record["submissions"][-1]
-    entry["job_ids"] = get_backend(prepared.profile.backend).submit(run, prepared.plan)
-    save(run)
+    try:
+        entry["job_ids"] = get_backend(prepared.profile.backend).submit(run, prepared.plan)
+    except SubmissionUnknown as error:
+        raise SubmissionUnknown(error.message, _how_to_look(run.name, error.hint)) from error
+    except KeyboardInterrupt:
+        text = f"interrupted while {run.name} was being sent; it may have been"
+        raise SubmissionUnknown(text, _how_to_look(run.name, "")) from None
+    try:
+        save(run)
+    except OSError as error:
+        # The run goes on and is found without the job ids, which its backend keeps, too.
+        console.say(f"{run.name} was sent, but its record could not be written: {error.strerror}")
     return run, entry["job_ids"]
 
 
@@ -196,32 +227,59 @@ def resume(name: str | None, overrides: Sequence[Override]) -> tuple[Run, list[s
         RequestError: it is still active, it succeeded, or there is nothing to go on from.
     """
     run = find_run(runs_roots(), name)
+    _require_owned(run)
     _require_resumable(run, state_of(run))
+    with resubmission(run):
+        # Another command may have resumed it between the look and the lock.
+        run.record = read_json(run.folder.record) or run.record
+        _require_resumable(run, state_of(run))
+        return _resume(run, overrides)
+
+
+def _resume(run: Run, overrides: Sequence[Override]) -> tuple[Run, list[str]]:
     recipe = _stored_recipe(run)
     profile = find_profile(str(run.record["profile"]))
     profile.runs = run.folder.root.parent
     before = [Override(tuple(key.split(".")), text, origin) for key, text, origin in run.record.get("place", ())]
     apply_overrides(recipe, override_place(profile, [*before, *map(from_here, overrides)]))
+    if original_of(run) is not None:
+        # Two runs must not share an identity: a copy that is gone on with is a run of its own.
+        run.record["run_id"] = new_run_id()
     prepared = _prepare(recipe, profile, run.folder, run.run_id, Path(run.record["folder"]))
     prepared.require_inputs()
+    run.record["run_dir"] = str(run.folder.root)
     run.record["where"] = get_backend(prepared.profile.backend).where(prepared.plan)
     run.folder.cancel_request.unlink(missing_ok=True)
     _write(run, prepared)
-    try:
-        return _send(run, prepared)
-    except SubmissionUnknown as error:
-        raise SubmissionUnknown(error.message, _how_to_look(run.name, error.hint)) from error
+    return _send(run, prepared)
 
 
 def _require_resumable(run: Run, state: BackendState) -> None:
     if state.state == SUCCEEDED:
         raise RequestError(f"{run.name} has succeeded; there is nothing to resume", f"Its results: {run.folder.root}")
+    if state.state == UNKNOWN:
+        # What cannot be seen from here may still run.
+        raise RequestError(f"{run.name} is UNKNOWN: {state.reason}", "Resume it from where its state can be seen.")
     if state.state not in ENDED:
         cure = f"Follow it: llavajob logs {run.name} --follow. To start it again: llavajob cancel {run.name} first."
         raise RequestError(f"{run.name} is {state.state}; only a run that has ended can be resumed", cure)
-    if run.record["kind"] == "train" and not run.folder.checkpoint_steps():
-        cure = f"Start it anew: llavajob submit {run.record['recipe']}"
+    if run.record["kind"] == "train" and _has_started(run) and not run.folder.checkpoint_steps():
+        command = run.record.get("command") or f"llavajob submit {run.record['recipe']}"
+        cure = f"Start it again as another run; this one was started by: {command}"
         raise RequestError(f"{run.name} has no complete checkpoint to resume from", cure)
+
+
+def _has_started(run: Run) -> bool:
+    """Tell whether any process of a training run was started; a run that never was begins at its first step."""
+    return any(any(run.folder.attempt(n).glob("*.log")) for n in run.folder.attempt_numbers())
+
+
+def _require_owned(run: Run) -> None:
+    """Raise RequestError where a run is another user's and cannot be written to."""
+    if os.access(run.folder.root, os.W_OK):
+        return
+    owner = owner_name(run.folder.root)
+    raise RequestError(f"{run.name} belongs to {owner}: {run.folder.root} cannot be written to", f"Ask {owner}.")
 
 
 def _stored_recipe(run: Run) -> Recipe:
@@ -242,5 +300,14 @@ def require_active(run: Run) -> None:
 
 
 def cancel(run: Run) -> BackendState:
-    """End a run that has not ended."""
+    """End a run that has not ended.
+
+    Raises:
+        RequestError: it is another user's, or a copy whose jobs are those of the run that was copied.
+    """
+    _require_owned(run)
+    original = original_of(run)
+    if original is not None and run.record["backend"] != "local":  # a local run knows its own processes
+        hint = f"To end that one: llavajob cancel {original.name}"
+        raise RequestError(f"{run.folder.root} is a copy of the run at {original}: nothing of its own runs", hint)
     return get_backend(str(run.record["backend"])).cancel(run)

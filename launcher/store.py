@@ -38,6 +38,27 @@ class Run:
         return float(self.record.get("created", 0.0))
 
 
+def submission_lock(folder: RunFolder) -> Path:
+    """The lock that whoever submits or resumes a run holds until it is sent."""
+    return folder.root / "submit.lock"
+
+
+def original_of(run: Run) -> Path | None:
+    """Return where the run itself is, if this folder is only a copy of it; a run that was moved is the run itself."""
+    submitted = run.record.get("run_dir")
+    if submitted is None and run.record.get("backend") in ("local", "slurm"):
+        submitted = run.record.get("there")  # the version before noted no other
+    if not isinstance(submitted, str) or submitted == str(run.folder.root):
+        return None
+    other = read_json(Path(submitted) / "run.json")
+    if other is None or any(other.get(key) != run.record.get(key) for key in ("run_id", "created", "name")):
+        return None
+    try:
+        return None if os.path.samefile(submitted, run.folder.root) else Path(submitted)
+    except OSError:
+        return None
+
+
 def check_name(name: str) -> None:
     """Refuse a name that a folder, a Slurm job or a Kubernetes object could not bear.
 
@@ -59,33 +80,13 @@ def new_run_id() -> str:
     return secrets.token_hex(8)
 
 
-def make_folder(root: Path, name: str) -> RunFolder:
-    """Make the empty folder of a new run.
-
-    Raises:
-        RequestError: the name is taken, or the folder cannot be made.
-    """
-    folder = RunFolder(root / name)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        folder.root.mkdir()
-    except FileExistsError:
-        other = f"{as_name(name)[: LONGEST_NAME - 2]}-2"
-        hint = f"Another name: --name {other}. To go on with that run: llavajob resume {name}"
-        raise RequestError(f"there is a run named {name} already ({folder.root})", hint) from None
-    except OSError as error:
-        raise RequestError(
-            f"cannot make the run's folder {folder.root}: {error.strerror}",
-            "Set LLAVAJOB_RUNS, or runs: in a profile, to a folder that you can write to.",
-        ) from None
-    return folder
-
-
 def all_runs(roots: Iterable[Path]) -> list[Run]:
     """Every run below the roots, oldest first; a folder without a record is none."""
     runs = []
     for root in roots:
         for entry in os.scandir(root) if root.is_dir() else ():
+            if entry.name.startswith("."):  # a run that is being made, see submission.py
+                continue
             record = read_json(Path(entry.path) / "run.json")
             if record is not None:
                 runs.append(Run(RunFolder(Path(entry.path)), record))
@@ -93,20 +94,22 @@ def all_runs(roots: Iterable[Path]) -> list[Run]:
 
 
 def find_run(roots: Sequence[Path], name: str | None) -> Run:
-    """Find a run by its name or a unique prefix of it; without a name, the latest.
+    """Find a run by its name or a unique prefix of it; the latest where no name is given at all.
 
     Raises:
+        RequestError: the name is empty: a variable that a script did not set must not mean any run.
         RunNotFound: no run or several go by that name.
     """
-    if name:
-        exact = next((root / name for root in roots if _is_plain(name) and (root / name / "run.json").is_file()), None)
-        record = read_json(exact / "run.json") if exact else None
-        if exact and record is not None:
-            return Run(RunFolder(exact), record)
+    if name is not None:
+        _refuse_empty(name)
+        for root in roots:
+            record = read_json(root / name / "run.json") if _is_plain(name) else None
+            if record is not None:
+                return Run(RunFolder(root / name), record)
     runs = all_runs(roots)
     if not runs:
         raise RunNotFound("there are no runs yet", "Start one: llavajob submit quickstart --nodes 2 --follow")
-    if not name:
+    if name is None:
         return runs[-1]
     matches = [run for run in runs if run.name.startswith(name)]
     if len(matches) == 1:
@@ -114,8 +117,13 @@ def find_run(roots: Sequence[Path], name: str | None) -> Run:
     raise _not_one(name, [run.name for run in matches], [run.name for run in runs])
 
 
+def _refuse_empty(name: str) -> None:
+    if not name.strip():
+        raise RequestError(f"an empty name is no run's name ({name!r})", "All runs: llavajob list")
+
+
 def _is_plain(name: str) -> bool:
-    return os.sep not in name and name not in ("", ".", "..")
+    return os.sep not in name and not name.startswith(".")
 
 
 def _not_one(name: str, matches: list[str], known: list[str]) -> RunNotFound:

@@ -17,6 +17,8 @@ def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("LLAVAJOB_RUNS", str(tmp_path / "runs"))
+    # Claims on GPUs are shared by all users of a machine; those of a test concern nobody else.
+    monkeypatch.setenv("LLAVAJOB_GPU_LEDGER", str(tmp_path / "gpus"))
     monkeypatch.setenv("COLUMNS", "200")
     (tmp_path / "home").mkdir()
     return tmp_path

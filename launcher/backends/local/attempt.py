@@ -104,10 +104,12 @@ class Attempt:
         codes = self._codes()
         if None in codes:
             return True
-        return any(code < 0 for code in codes if code) and bool(processes.marked(self.site.run.root))
+        return any(code < 0 for code in codes if code) and bool(
+            processes.marked(self.site.run.root, run_id=self.site.run_id)
+        )
 
     def _kill_rest(self) -> None:
-        processes.end_all(self.site.run.root, 0.0, polite=False)
+        processes.end_all(self.site.run.root, 0.0, polite=False, run_id=self.site.run_id)
         for node in self.nodes:
             node.process.wait()
 

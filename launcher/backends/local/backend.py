@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import signal
 import socket
@@ -10,24 +9,30 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from contextlib import suppress
 
-from launcher import processes
-from launcher.backends.base import CANCELLED, ENDED, FAILED, BackendState
+import psutil
+
+from launcher import console, locks, processes
+from launcher.backends.base import CANCELLED, ENDED, BackendState
 from launcher.backends.local import gpu_queue
-from launcher.backends.local.state import LocalState, latest_plan, load_state
+from launcher.backends.local.judge import HELLO_S, elsewhere, is_supervised, judge, kept_state
+from launcher.backends.local.state import LocalState, latest_plan, load_state, reserve_file
+from launcher.backends.local.supervised import LOCK_NAME, find_supervisor
+from launcher.disk import NO_ROOM, full_disk
 from launcher.doctor import Finding
-from launcher.errors import BackendError
+from launcher.errors import BackendError, RequestError
 from launcher.machine import this_machine
+from launcher.origin import user_name
 from launcher.plan import Plan
 from launcher.plan_text import load_plan, render
 from launcher.profiles import Profile
-from launcher.run_folder import ENV_RUN, RunFolder, write_json
+from launcher.run_folder import ENV_RUN, ENV_RUN_ID, RunFolder, write_json
 from launcher.runtime_check import lacking_runtime
-from launcher.store import Run
+from launcher.store import Run, submission_lock
 
-_HELLO_S = 15.0
-"""How long a new supervisor may take to write its first state."""
+_UNKNOWN_GRACE_S = 60.0
+"""How long a run may take to save where its plan does not say."""
 
 
 class LocalBackend:
@@ -51,56 +56,58 @@ class LocalBackend:
         return this_machine()
 
     def submit(self, run: Run, plan: Plan) -> list[str]:
-        """Start the supervisor, detached, and wait for its first sign."""
+        """Start the supervisor, detached, and wait for its first sign; a supervisor that gives none is ended."""
+        folder = run.folder.root
+        if locks.is_held(folder / LOCK_NAME):
+            raise BackendError("this run has a supervisor already", f"See: llavajob status {run.name}")
+        # What a supervisor that was killed left behind would write beside the new attempt.
+        processes.end_all(folder, max(step.grace_s for step in plan.steps), run_id=plan.run_id)
         if not run.folder.state.exists():
             LocalState().save(run.folder)
-        previous = load_state(run.folder).pid
-        with (run.folder.root / "supervisor.log").open("ab") as log:
+        with (folder / "supervisor.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "launcher.backends.local.supervisor", str(run.folder.root)],
+                [sys.executable, "-m", "launcher.backends.local.supervisor", str(folder)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                env={**os.environ, ENV_RUN: str(run.folder.root)}, cwd="/",
+                env={**os.environ, ENV_RUN: str(folder), ENV_RUN_ID: plan.run_id}, cwd="/",
             )  # fmt: skip
-        deadline = time.monotonic() + _HELLO_S
-        while time.monotonic() < deadline:
-            pid = load_state(run.folder).pid
-            if pid == process.pid and pid != previous:
-                return [str(pid)]
-            if process.poll() is not None:
-                break
-            time.sleep(0.02)
-        log_tail = (run.folder.root / "supervisor.log").read_text(encoding="utf-8", errors="replace")[-500:]
-        raise BackendError("the run's supervisor did not start", log_tail.strip())
+        try:
+            if _has_spoken(run, process):
+                return [str(process.pid)]
+            _end(run, process)
+        except KeyboardInterrupt:
+            _end(run, process)
+            interrupted = BackendError("interrupted; nothing of it is left")
+            interrupted.exit_code = 130
+            raise interrupted from None
+        except BaseException:
+            _end(run, process)
+            raise
+        log_tail = (folder / "supervisor.log").read_text(encoding="utf-8", errors="replace")[-500:]
+        raise BackendError("the run's supervisor did not start", full_disk(folder) or log_tail.strip())
 
     def states(self, runs: Sequence[Run]) -> list[BackendState]:
-        return [self._state(run.folder) for run in runs]
-
-    def _state(self, folder: RunFolder) -> BackendState:
-        state = load_state(folder)
-        if state.state in ENDED or _supervised(state):
-            return state.shown()
-        # Read once more: the supervisor may have ended between the two looks.
-        state = load_state(folder)
-        if state.state in ENDED:
-            return state.shown()
-        return replace(state.shown(), state=FAILED, reason=_why_dead(state, folder))
+        return [judge(run) for run in runs]
 
     def fetch_logs(self, run: Run) -> list[str]:
         return []  # its processes write to the folder that is seen here
 
     def cancel(self, run: Run) -> BackendState:
         """Ask the supervisor to end the run; where it is dead, end what it left."""
-        state = load_state(run.folder)
-        who = f"{getpass.getuser()}@{socket.gethostname()}"
-        write_json(run.folder.cancel_request, {"by": who, "time": time.time()})
-        if _supervised(state):
-            _tell(state.pid)
-            longest_grace_s = max(step.grace_s for step in load_plan(latest_plan(run.folder)).steps)
-            deadline = time.monotonic() + longest_grace_s + _HELLO_S
-            while _supervised(state) and time.monotonic() < deadline:
+        _wait_sent(run)
+        state = _readable_state(run.folder)
+        away = elsewhere(run, state)
+        if away:
+            raise RequestError(f"{run.name} {away}", f"There: llavajob cancel {run.name}")
+        who = f"{user_name()}@{socket.gethostname()}"
+        _request_cancel(run.folder, who)
+        supervisor = find_supervisor(run.folder, run.run_id, state)
+        if supervisor is not None:
+            _tell(supervisor)
+            deadline = time.monotonic() + _longest_grace_s(run.folder) + HELLO_S
+            while is_supervised(run, state) and time.monotonic() < deadline:
                 time.sleep(0.05)
         # A supervisor that is still there by now hangs; it carries the mark and goes with the rest.
-        processes.end_all(run.folder.root, 10.0)
+        processes.end_all(run.folder.root, 10.0, run_id=run.run_id)
         return self._settle(run.folder, who)
 
     def examine(self, profile: Profile) -> Iterator[Finding]:
@@ -113,39 +120,79 @@ class LocalBackend:
         )
 
     def _settle(self, folder: RunFolder, who: str) -> BackendState:
-        state = load_state(folder)
+        state = _readable_state(folder)
         if state.state not in ENDED:
             state.state, state.ended = CANCELLED, time.time()
-            state.reason = f"cancelled by {who}{_kept(state, folder)}"
-            state.save(folder)
+            state.reason = f"cancelled by {who}{kept_state(state, folder)}"
+            try:
+                state.save(folder)
+            except OSError as error:
+                state.reason += f"; that could not be written down ({error.strerror})"
         return state.shown()
 
 
-def _supervised(state: LocalState) -> bool:
-    return state.pid > 0 and processes.is_alive((state.pid, state.pid_started))
+def _has_spoken(run: Run, process: subprocess.Popen[bytes]) -> bool:
+    """Wait for a new supervisor's first state; tell whether it came."""
+    ticks = processes.start_ticks(process.pid)
+    deadline = time.monotonic() + HELLO_S
+    while time.monotonic() < deadline:
+        state = load_state(run.folder)
+        if (state.pid, state.pid_ticks) == (process.pid, ticks):
+            return True
+        if process.poll() is not None:
+            return False
+        time.sleep(0.02)
+    return False
 
 
-def _tell(pid: int) -> None:
+def _end(run: Run, process: subprocess.Popen[bytes]) -> None:
+    """End a supervisor and all that it may have started."""
+    process.kill()
+    process.wait()
+    processes.end_all(run.folder.root, 0.0, polite=False, run_id=run.run_id)
+
+
+def _wait_sent(run: Run) -> None:
+    """Let whoever submits or resumes the run finish: then its supervisor has spoken, or there is none."""
+    deadline = time.monotonic() + 2 * HELLO_S
+    while locks.is_held(submission_lock(run.folder)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _readable_state(folder: RunFolder) -> LocalState:
+    """A run's state; a run whose state cannot be understood must be ended all the same, by its processes' marks."""
     try:
-        os.kill(pid, signal.SIGTERM)
-    except ProcessLookupError:
+        return load_state(folder)
+    except BackendError:
+        return LocalState()
+
+
+def _request_cancel(folder: RunFolder, who: str) -> None:
+    request = {"by": who, "time": time.time()}
+    try:
+        write_json(folder.cancel_request, request)
         return
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+    try:
+        reserve_file(folder).unlink(missing_ok=True)
+        write_json(folder.cancel_request, request)
+    except OSError as error:
+        # The supervisor is told by a signal as well; it only cannot say who asked.
+        console.say(f"cannot write {folder.cancel_request}: {error.strerror}")
 
 
-def _why_dead(state: LocalState, folder: RunFolder) -> str:
-    if not state.pid:
-        return "its supervisor never started"
-    kept = _kept(state, folder)
-    if abs(state.boot_time - processes.boot_time()) > 5.0:
-        return f"the machine was restarted{kept}"
-    left = len(processes.marked(folder.root))
-    leaving = f"; {left} of its processes are still leaving" if left else ""
-    return f"its supervisor died (killed?){kept}{leaving}"
+def _longest_grace_s(folder: RunFolder) -> float:
+    try:
+        return max(step.grace_s for step in load_plan(latest_plan(folder)).steps)
+    except Exception:  # whatever is wrong with a stored plan, the run is to be ended
+        return _UNKNOWN_GRACE_S
 
 
-def _kept(state: LocalState, folder: RunFolder) -> str:
-    steps = folder.stage(state.stage).checkpoint_steps()
-    return f"; the state of step {steps[-1]} is kept" if steps else ""
+def _tell(supervisor: psutil.Process) -> None:
+    with suppress(psutil.NoSuchProcess):
+        supervisor.send_signal(signal.SIGTERM)
 
 
 def _lacking_gpus(wanted: int, have: int) -> list[str]:

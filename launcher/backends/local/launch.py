@@ -34,6 +34,8 @@ class Site:
     """CUDA names of the GPUs that the run holds."""
     code: Path | None = None
     """Copy of the code that is to run."""
+    claim: int | None = None
+    """Descriptor of the claim on GPUs: processes that outlive the supervisor keep it."""
 
 
 def start_gang(step: Step, site: Site) -> list[Node]:
@@ -75,6 +77,6 @@ def start_node(step: Step, site: Site, number: int, gpus: list[str], extra: dict
     with stage.node_log(site.attempt, number).open("ab") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
-            start_new_session=True,
+            start_new_session=True, pass_fds=() if site.claim is None else (site.claim,),
         )  # fmt: skip
     return Node(number, process, gpus)

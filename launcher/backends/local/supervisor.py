@@ -6,28 +6,34 @@ ends them all on cancel, and keeps ``state.json`` true. It never imports the run
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
-from launcher import processes
+from launcher import locks, processes
 from launcher.backends.base import CANCELLED, ENDED, FAILED, PENDING, REQUEUED, RUNNING, SUCCEEDED, StepState
 from launcher.backends.local import gpu_queue
 from launcher.backends.local.attempt import Attempt
 from launcher.backends.local.launch import Site
-from launcher.backends.local.state import latest_plan, load_state
+from launcher.backends.local.state import latest_plan, load_state, reserve_file
+from launcher.backends.local.supervised import LOCK_NAME
+from launcher.disk import NO_ROOM, full_disk
 from launcher.ending import Ending, next_attempt, weigh
+from launcher.machine import this_machine
 from launcher.plan import Plan, Step
 from launcher.plan_text import load_plan
 from launcher.progress import durable_progress
 from launcher.run_folder import RunFolder, append_line, read_json
 
 POLL_S = 0.1
+
+
+_RESERVE_BYTES = 32 * 1024
+"""What the last state and event need on a disk that is full by then."""
 
 
 class Stopped(Exception):
@@ -41,6 +47,8 @@ class Supervisor:
         self.folder = folder
         self.plan = plan
         self.state = load_state(folder)
+        self._reserve = reserve_file(folder)
+        self.claim: gpu_queue.GpuClaim | None = None
         self.told_to_end = False
 
     def run(self) -> None:
@@ -55,24 +63,29 @@ class Supervisor:
             self._end(SUCCEEDED, "")
         except Stopped:
             self._stopped()
+        except OSError as error:
+            self._note_traceback()
+            self._end(FAILED, _os_error(error))
         except Exception as error:
-            traceback.print_exc()
+            self._note_traceback()
             self._end(FAILED, f"the supervisor broke: {type(error).__name__}: {error}")
         finally:
-            processes.end_all(self.folder.root, 0.0, polite=False)
-            gpu_queue.release(os.getpid())
+            processes.end_all(self.folder.root, 0.0, polite=False, run_id=self.plan.run_id)
+            if self.claim is not None:
+                self.claim.release()
 
     def _begin(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._note_signal)
-        me = processes.identity(os.getpid())
-        assert me is not None
         known = {step.name: step for step in self.state.steps}
         steps = [known.get(step.name) or StepState(step.name, step.stage, step.kind) for step in self.plan.steps]
         self.state.steps = steps
-        self.state.pid, self.state.pid_started = me
-        self.state.boot_time = processes.boot_time()
+        self.state.pid, self.state.pid_ticks = os.getpid(), processes.start_ticks(os.getpid()) or 0
+        self.state.pid_started = self.state.boot_time = 0.0
+        self.state.where = this_machine()
         self.state.started, self.state.ended = self.state.started or time.time(), None
+        # Without room for the end of a run there is no point in its beginning.
+        self._reserve.write_bytes(bytes(_RESERVE_BYTES))
         self._set(PENDING, "")
 
     def _note_signal(self, number: int, frame: object) -> None:
@@ -112,7 +125,8 @@ class Supervisor:
         self.state.attempts += step.kind != "merge"
         self._set(RUNNING, "")
         self._event("attempt", step=step.name, number=record.attempt)
-        site = Site(self.folder, self.plan.run_id, record.attempt, gpus, self.plan.code)
+        claim = self.claim.descriptor if self.claim else None
+        site = Site(self.folder, self.plan.run_id, record.attempt, gpus, self.plan.code, claim)
         attempt = Attempt(step, site, self._check_stop)
         try:
             return attempt.run()
@@ -126,13 +140,14 @@ class Supervisor:
         if not wanted:
             return []
         total = gpu_queue.total_gpus(self.plan.settings["gpus"])
+        if self.claim is None:
+            self.claim = gpu_queue.GpuClaim(self.folder.name, gpu_queue.gpu_names(total))
         shown = ""
         while True:
-            claim = gpu_queue.try_claim(self.folder.name, self.state.pid, self.state.pid_started, wanted, total)
-            if claim.gpus is not None:
-                names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-                return [names[i] if i < len(names) and names[i] else str(i) for i in claim.gpus]
-            reason = f"waits for {wanted} of {total} GPUs, behind {claim.waits_for}"
+            grant = self.claim.try_take(wanted)
+            if grant.gpus is not None:
+                return grant.gpus
+            reason = f"waits for {wanted} of {total} GPUs, behind {grant.waits_for}"
             if reason != shown:
                 self._set(PENDING, reason)
                 shown = reason
@@ -161,10 +176,22 @@ class Supervisor:
 
     def _end(self, state: str, reason: str) -> None:
         self.state.ended = time.time()
-        self._event(state.lower(), reason=reason)
+        full = full_disk(self.folder.root)
+        if state == FAILED and full and "disk" not in reason:
+            reason = f"{reason}; {full}"
+        with suppress(OSError):
+            # The room that was kept for this moment: a full disk must not hide how the run ended.
+            self._reserve.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._event(state.lower(), reason=reason)
         # The run is over for every reader from here on, so nothing of it may be left running.
-        processes.end_all(self.folder.root, 0.0, polite=False)
-        self._set(state, reason)
+        processes.end_all(self.folder.root, 0.0, polite=False, run_id=self.plan.run_id)
+        with suppress(OSError):  # then whoever looks is told that the supervisor is gone, and the disk full
+            self._set(state, reason)
+
+    def _note_traceback(self) -> None:
+        with suppress(OSError):  # the log may lie on the disk that is full
+            traceback.print_exc()
 
     def _set(self, state: str, reason: str) -> None:
         self.state.state, self.state.reason = state, reason
@@ -174,15 +201,19 @@ class Supervisor:
         append_line(self.folder.events, {"time": time.time(), "event": f"run.{event}", **fields})
 
 
-def take_lock(folder: RunFolder) -> IO[str] | None:
-    """Make sure that a run has one supervisor: return the held lock, or None when another holds it."""
-    lock = (folder.root / "supervisor.lock").open("w")
+def _os_error(error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in NO_ROOM:
+        return f"the disk is full: {error.strerror}{where}; make room there, then resume"
+    return f"the supervisor broke: {error.strerror or error}{where}"
+
+
+def take_lock(folder: RunFolder) -> int | None:
+    """Make sure that a run has one supervisor: return the lock's descriptor, or None when another holds it."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
+        return locks.open_locked(folder.root / LOCK_NAME)
+    except locks.Held:
         return None
-    return lock
 
 
 def main(arguments: list[str]) -> int:
@@ -192,7 +223,11 @@ def main(arguments: list[str]) -> int:
     if lock is None:
         print("this run has a supervisor already", file=sys.stderr)
         return 1
-    Supervisor(folder, load_plan(latest_plan(folder))).run()
+    try:
+        Supervisor(folder, load_plan(latest_plan(folder))).run()
+    except OSError as error:
+        print(_os_error(error), file=sys.stderr)
+        return 1
     return 0
 
 

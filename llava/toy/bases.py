@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import multiprocessing
 import os
@@ -40,6 +41,8 @@ from transformers import (
 
 from llava.toy import words
 from llava.toy.draw import SIDE, Report
+
+log = logging.getLogger("llava.toy")
 
 WIDTH = 128
 """Width of both models."""
@@ -78,7 +81,8 @@ def build_bases(
         folder: where the two Hugging Face folders go.
         data_folder: what :func:`llava.toy.draw.draw_data` wrote; only pretrain.json and its pictures are read.
         seed: of the weights, the texts and the order of the pictures.
-        cache: folder of finished bases, one folder a key; None: only ``folder`` itself is looked at.
+        cache: folder of finished bases, one folder a key; None: only ``folder`` itself is looked at. It only saves
+            time: one that cannot be read or written is done without.
         report: told (step, total steps, metrics) now and then, over both models together.
         effort: how long they learn; None: long enough for the quickstart.
     """
@@ -86,18 +90,35 @@ def build_bases(
     folder, key = Path(folder), bases_key(Path(data_folder), seed, effort)
     if _complete(folder, key):
         return
-    kept = None if cache is None else Path(cache) / key
-    if kept is None or not _complete(kept, key):
-        target = folder if kept is None else kept
-        aside = target.with_name(f".{target.name}.{os.getpid()}")
-        aside.mkdir(parents=True, exist_ok=True)
-        _train_both(aside, Path(data_folder), seed, effort, report)
-        (aside / KEY_FILE).write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
+    kept = Path(cache) / key if cache else None
+    if kept is not None and _complete(kept, key) and _copied(kept, folder):
+        return
+    aside = _aside(folder)
+    aside.mkdir(parents=True, exist_ok=True)
+    _train_both(aside, Path(data_folder), seed, effort, report)
+    (aside / KEY_FILE).write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
+    _move(aside, folder)
+    if kept is not None and not _complete(kept, key):
+        _copied(folder, kept)
+
+
+def _copied(source: Path, target: Path) -> bool:
+    """Copy finished bases into the cache or out of it; False, and a warning, where that cannot be done."""
+    aside = _aside(target)
+    try:
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, aside)
         _move(aside, target)
-    if kept is not None:
-        aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-        shutil.copytree(kept, aside)
-        _move(aside, folder)
+    except OSError as error:
+        log.warning("the cache of base models is not used (toy.cache): %s", error)
+        shutil.rmtree(aside, ignore_errors=True)
+        return False
+    return True
+
+
+def _aside(folder: Path) -> Path:
+    """A folder beside another, to write what is moved there once it is complete."""
+    return folder.with_name(f".{folder.name}.{os.getpid()}")
 
 
 def bases_key(data_folder: Path, seed: int, effort: Effort) -> str:

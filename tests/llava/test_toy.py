@@ -243,6 +243,30 @@ class TestBases:
         with pytest.raises(AssertionError, match="built again"):
             bases.build_bases(tmp_path / "one", folder, 4)
 
+    @pytest.mark.parametrize("place", ["file/bases"])
+    def test_a_cache_that_cannot_be_made_is_done_without(
+        self, bases: Any, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str
+    ) -> None:
+        (tmp_path / "file").write_text("mine", encoding="utf-8")
+        bases.build_bases(tmp_path / "out", folder, 3, cache=tmp_path / place)
+        assert bases._complete(tmp_path / "out", bases.bases_key(folder, 3, bases.Effort()))
+        assert (tmp_path / "out" / "language" / "model.safetensors").is_file()
+        assert "the cache of base models is not used (toy.cache)" in caplog.text
+        assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
+        assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+    def test_a_cache_that_cannot_be_read_is_done_without(
+        self, bases: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bases.build_bases(tmp_path / "one", folder, 3, cache=tmp_path / "cache")
+        key = bases.bases_key(folder, 3, bases.Effort())
+        (weights,) = (tmp_path / "cache" / key / "language").glob("*.safetensors")
+        weights.unlink()
+        weights.symlink_to(tmp_path / "nowhere")
+        bases.build_bases(tmp_path / "two", folder, 3, cache=tmp_path / "cache")
+        name = "language/model.safetensors"
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
     def test_a_folder_with_other_files_is_not_touched(self, bases: Any, folder: Path, tmp_path: Path) -> None:
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "notes.txt").write_text("keep", encoding="utf-8")

@@ -39,8 +39,9 @@ def plan_text(prepared: Prepared) -> str:
     lines.append("Values that are not defaults:")
     lines += [f"  {line}" for stage in prepared.stages for line in origin_lines(stage)]
     for missing in prepared.missing:
-        lines.append(f"Missing: {missing.key} {missing.path}\n  get it: {missing.cure}")
+        lines.append(f"Missing: {missing.key} {missing.path} {missing.why}\n  get it: {missing.cure}")
     lines += [f"Lacking here: {text}" for text in prepared.lacking]
+    lines += [f"Note: {text}" for text in prepared.doubts]
     return "\n".join(lines)
 
 

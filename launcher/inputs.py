@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from launcher.reach import Reach
 from launcher.recipe import Override, Stage
 from launcher.tree import Key
 
@@ -24,6 +25,7 @@ _WRITTEN: dict[str, tuple[Key, ...]] = {
     "toy": (("toy", "data"), ("toy", "bases"), ("toy", "cache")),
 }
 
+_CACHE: Key = ("toy", "cache")
 _ENDS = frozenset(key for keys in (*_READ.values(), *_WRITTEN.values()) for key in keys)
 
 
@@ -35,6 +37,7 @@ class Missing:
     path: str
     origin: str
     cure: str
+    why: str = "is not there"
 
 
 def make_absolute(stages: Sequence[Stage], base: Path) -> None:
@@ -59,14 +62,19 @@ def from_here(override: Override) -> Override:
     return replace(override, text=os.path.abspath(Path(override.text).expanduser()))
 
 
-def find_missing(stages: Sequence[Stage], run_folder: Path, seen_here: bool = True) -> list[Missing]:
+def find_missing(
+    stages: Sequence[Stage], run_folder: Path, seen_here: bool = True, reach: Reach | None = None
+) -> list[Missing]:
     """List inputs that are not there; what an earlier stage of the same run makes is not looked for.
 
     Args:
         stages: whose inputs.
         run_folder: the run's folder, where the run itself sees it.
-        seen_here: whether the run will see the files that this process sees; else only what was never named is missing.
+        seen_here: whether the run will see the files that this process sees; else what was never named is missing, and
+            what is surely not seen there.
+        reach: what the run's processes see.
     """
+    reach = reach or Reach()
     made = [Path(str(stage.tree.get(key))) for stage in stages for key in _WRITTEN.get(stage.kind, ())]
     missing = []
     for stage in stages:
@@ -74,10 +82,65 @@ def find_missing(stages: Sequence[Stage], run_folder: Path, seen_here: bool = Tr
             value = stage.tree.get(key)
             if not isinstance(value, str) or _will_be_made(Path(value), run_folder, made):
                 continue
+            if not value.startswith("<") and (why := reach.unseen(Path(value))):
+                missing.append(Missing(".".join(key), value, stage.tree.origin(key), _move(stage, key, reach), why))
+                continue
             if Path(value).exists() if seen_here else not value.startswith("<"):
                 continue
             missing.append(_missing(stage, key, value))
-    return missing
+    return missing + _lost(stages, run_folder, reach)
+
+
+def _lost(stages: Sequence[Stage], run_folder: Path, reach: Reach) -> list[Missing]:
+    """List outputs that would end with the processes that write them; a cache may."""
+    lost = []
+    for stage in stages:
+        for key in _WRITTEN.get(stage.kind, ()):
+            value = stage.tree.get(key)
+            if key == _CACHE or not isinstance(value, str) or _will_be_made(Path(value), run_folder, []):
+                continue
+            if why := reach.lost(Path(value)):
+                lost.append(Missing(".".join(key), value, stage.tree.origin(key), _move(stage, key, reach), why))
+    return lost
+
+
+def drop_unseen_caches(stages: Sequence[Stage], reach: Reach) -> None:
+    """Have stages do without a cache that their processes cannot see: it only saves time."""
+    for stage in stages:
+        value = stage.tree.get(_CACHE) if stage.kind == "toy" else None
+        if isinstance(value, str) and reach.unseen(Path(value)):
+            stage.tree.set(_CACHE, None, f"no cache: {value} {reach.unseen(Path(value))}")
+
+
+def find_doubts(stages: Sequence[Stage], run_folder: Path, reach: Reach) -> list[str]:
+    """Say which inputs and outputs the run's processes may not see, each with the reason."""
+    doubts = []
+    why = reach.doubt(run_folder)
+    if why and not reach.lost(run_folder):
+        doubts.append(f"the run's folder {run_folder} {why}")
+    made = [Path(str(stage.tree.get(key))) for stage in stages for key in _WRITTEN.get(stage.kind, ())]
+    for stage in stages:
+        for key in _READ[stage.kind]:
+            value = stage.tree.get(key)
+            named = isinstance(value, str) and value and not value.startswith("<")
+            if not named or _will_be_made(Path(value), run_folder, made) or reach.unseen(Path(value)):
+                continue
+            if why := reach.doubt(Path(value)):
+                doubts.append(f"{'.'.join(key)}: {value} {why}")
+    return list(dict.fromkeys(doubts))
+
+
+def _move(stage: Stage, key: Key, reach: Reach) -> str:
+    """Where to put an input or output so that the run's processes reach it, and how to say so."""
+    value = str(stage.tree.get(key))
+    paths = stage.tree.values.get("paths") or {}
+    for name, folder in paths.items():
+        if isinstance(folder, str) and folder and Path(value).is_relative_to(Path(folder).expanduser().absolute()):
+            place = reach.elsewhere(Path(folder))
+            profile = f"values: {{paths: {{{name}: {place}}}}} in the profile"
+            return f"put the contents of {folder} on a volume, and name it: {profile}, or --set paths.{name}={place}"
+    full = ".".join(["stages", stage.name, *key] if stage.name else key)
+    return f"put it on a volume that pods mount, and name it: --set {full}={reach.elsewhere(Path(value))}"
 
 
 def _will_be_made(path: Path, run_folder: Path, made: list[Path]) -> bool:

@@ -13,7 +13,7 @@ from launcher.backends.base import ENDED, SUCCEEDED, UNKNOWN, BackendState, get_
 from launcher.ending import next_attempt
 from launcher.errors import BackendError, LauncherError, RequestError, SubmissionUnknown
 from launcher.exits import missing_shards
-from launcher.inputs import Missing, find_missing, from_here, make_absolute
+from launcher.inputs import Missing, drop_unseen_caches, find_doubts, find_missing, from_here, make_absolute
 from launcher.origin import code_diff, describe_origin, owner_name
 from launcher.plan import Plan, Step
 from launcher.planning import make_plan
@@ -44,14 +44,21 @@ class Prepared:
     missing: list[Missing]
     lacking: list[str]
     """What the place lacks, in words."""
+    doubts: list[str]
+    """What the run's processes may not see; it may be sent all the same."""
 
     def require_inputs(self) -> None:
         """Raise RequestError naming every missing input and how to get it."""
         if not self.missing and not self.lacking:
             return
-        lines = [f"{m.origin}: {m.key}: {m.path} is not there\n    get it: {m.cure}" for m in self.missing]
+        lines = [f"{m.origin}: {m.key}: {m.path} {m.why}\n    get it: {m.cure}" for m in self.missing]
         lines += self.lacking
         raise RequestError(f"{self.recipe.name} cannot start yet:\n" + "\n".join(f"  {line}" for line in lines))
+
+    def say_doubts(self) -> None:
+        """Tell what will probably fail and cannot be known for certain."""
+        for text in self.doubts:
+            console.say(f"Note: {text}")
 
 
 def prepare(reference: str, on: str | None, name: str | None, overrides: Sequence[Override]) -> Prepared:
@@ -84,10 +91,13 @@ def _prepare(recipe: Recipe, profile: Profile, folder: RunFolder, run_id: str, b
     names = Names(fixed, _latest_finished)
     stages = stages_of(recipe, profile.values, there, names)
     make_absolute(stages, base)
-    plan = go_on(make_plan(folder.name, run_id, there, profile, stages), folder)
     backend = get_backend(profile.backend)
-    missing, lacking = find_missing(stages, there, backend.sees_files), backend.check(plan)
-    return Prepared(folder.name, folder, recipe, profile, stages, plan, backend.render(plan), missing, lacking)
+    reach = backend.reach(profile)
+    drop_unseen_caches(stages, reach)
+    plan = go_on(make_plan(folder.name, run_id, there, profile, stages), folder)
+    missing, lacking = find_missing(stages, there, backend.sees_files, reach), backend.check(plan)
+    doubts = find_doubts(stages, there, reach)
+    return Prepared(folder.name, folder, recipe, profile, stages, plan, backend.render(plan), missing, lacking, doubts)
 
 
 def go_on(plan: Plan, folder: RunFolder) -> Plan:
@@ -118,6 +128,7 @@ def submit(prepared: Prepared) -> tuple[Run, list[str]]:
     This ends with a run that can be listed, cancelled and resumed, or with nothing of it, whatever breaks it off.
     """
     prepared.require_inputs()
+    prepared.say_doubts()
     prepared = _with_identity(prepared)
     # Asked before the folder is made: where the place does not answer, there is nothing to clean up.
     where = get_backend(prepared.profile.backend).where(prepared.plan)
@@ -249,6 +260,7 @@ def _resume(run: Run, overrides: Sequence[Override]) -> tuple[Run, list[str]]:
     prepared.require_inputs()
     run.record["run_dir"] = str(run.folder.root)
     run.record["where"] = get_backend(prepared.profile.backend).where(prepared.plan)
+    prepared.say_doubts()
     run.folder.cancel_request.unlink(missing_ok=True)
     _write(run, prepared)
     return _send(run, prepared)

@@ -10,6 +10,7 @@ from typing import Protocol
 from launcher.doctor import Finding
 from launcher.plan import Plan, StepKind
 from launcher.profiles import Profile
+from launcher.reach import Reach
 from launcher.store import Run
 
 PENDING, STARTING, RUNNING, REQUEUED = "PENDING", "STARTING", "RUNNING", "REQUEUED"
@@ -72,6 +73,9 @@ class Backend(Protocol):
         Raises:
             BackendError: the place does not answer.
         """
+
+    def reach(self, profile: Profile) -> Reach:
+        """Return what the processes of runs there see of this machine's files."""
 
     def submit(self, run: Run, plan: Plan) -> list[str]:
         """Send a run, new or resumed, as it was rendered; return its job ids.

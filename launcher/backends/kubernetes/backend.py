@@ -19,6 +19,7 @@ from launcher.errors import BackendError, NotAnswering
 from launcher.patience import insist
 from launcher.plan import Plan
 from launcher.profiles import Profile
+from launcher.reach import Reach
 from launcher.run_folder import RunFolder, write_json
 from launcher.step_word import word_file
 from launcher.store import Run
@@ -58,6 +59,11 @@ class KubernetesBackend:
 
     def where(self, plan: Plan) -> dict[str, str]:
         return {}
+
+    def reach(self, profile: Profile) -> Reach:
+        from launcher.backends.kubernetes.reach import PodReach
+
+        return PodReach(profile)
 
     def submit(self, run: Run, plan: Plan) -> list[str]:
         """Have the server check every object, then create the ConfigMap and what it is for."""

@@ -59,6 +59,14 @@ def _names(tree: Tree) -> Iterator[Problem]:
             yield Problem(origin, f"kubernetes.pull_secrets: {name!r} is no name; needed: {SUBDOMAIN_RULE}")
 
 
+def _image_folders(tree: Tree) -> Iterator[Problem]:
+    folders = tree.get(("image_folders",))
+    for number, folder in enumerate(folders if isinstance(folders, list) else ()):
+        if isinstance(folder, str) and not is_absolute(folder):
+            text = f"kubernetes.image_folders: {folder!r} is not a full path in the image, such as /opt/weights"
+            yield Problem(tree.origin(("image_folders", str(number))), text)
+
+
 def _sizes(tree: Tree) -> Iterator[Problem]:
     for key, parse in {"cpu": parse_cpu, "memory": parse_size, "shm": parse_size}.items():
         value = tree.get((key,))
@@ -141,6 +149,7 @@ def _entries(tree: Tree, group: str) -> list[tuple[str, str]]:
 
 CHECKS: tuple[Callable[[Tree], Iterable[Problem]], ...] = (
     _names,
+    _image_folders,
     _sizes,
     volume_problems,
     _tolerations,

@@ -67,12 +67,22 @@ SCHEMA: dict[str, Any] = _group(
         "object",
         [{"mount": DEFAULT_RUNS, "pvc": "llavajob-runs"}],
     ),
+    image_folders=_list(
+        "Folders of the image that hold inputs, where this machine has a folder of that name, too.", "string"
+    ),
     secrets=_map("Environment variables from secrets: {HF_TOKEN: name/key}."),
     labels=_map("Labels of every object and pod."),
     annotations=_map("Annotations of every object and pod."),
     queue=_text("Kueue's local queue."),
     scheduler=_text("Scheduler of the pods, such as volcano."),
     runs=_text("Folder in pods that runs are kept in, where it is not the profile's own."),
+    start_timeout_s={
+        "type": "integer",
+        "minimum": 0,
+        "default": 1800,
+        "description": "Seconds that the nodes of a training wait for each other before they give their place back and "
+        "the run fails; 0: without end.",
+    },
     run_as=_group(
         "Whom pods run as; null: as the image has it.",
         user=_number("User; 0 is root."),

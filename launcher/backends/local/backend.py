@@ -27,6 +27,7 @@ from launcher.origin import user_name
 from launcher.plan import Plan
 from launcher.plan_text import load_plan, render
 from launcher.profiles import Profile
+from launcher.reach import Reach
 from launcher.run_folder import ENV_RUN, ENV_RUN_ID, RunFolder, write_json
 from launcher.runtime_check import lacking_runtime
 from launcher.store import Run, submission_lock
@@ -54,6 +55,9 @@ class LocalBackend:
 
     def where(self, plan: Plan) -> dict[str, str]:
         return this_machine()
+
+    def reach(self, profile: Profile) -> Reach:
+        return Reach()
 
     def submit(self, run: Run, plan: Plan) -> list[str]:
         """Start the supervisor, detached, and wait for its first sign; a supervisor that gives none is ended."""

@@ -22,6 +22,7 @@ from launcher.errors import BackendError, NotAnswering
 from launcher.plan import Plan, Step
 from launcher.plan_text import load_plan, render
 from launcher.profiles import Profile
+from launcher.reach import Reach
 from launcher.run_folder import RunFolder, write_aside, write_json
 from launcher.runtime_check import lacking_runtime
 from launcher.step_word import word_file
@@ -61,6 +62,11 @@ class SlurmBackend:
 
     def where(self, plan: Plan) -> dict[str, str]:
         return {}
+
+    def reach(self, profile: Profile) -> Reach:
+        from launcher.backends.slurm.reach import JobReach
+
+        return JobReach()
 
     def submit(self, run: Run, plan: Plan) -> list[str]:
         """Send every step that is not done, each to start when the one before it has succeeded."""

@@ -4,6 +4,7 @@ LauncherError                 something failed                                  
 ├── RequestError              the request was wrong; nothing was started         exit 2
 │   ├── RecipeError           problems in a recipe, a profile or a --set         exit 2
 │   └── RunNotFound           no run, or several, go by that name                exit 2
+├── Unreadable                a file of a run cannot be read or understood       exit 1
 └── BackendError              the scheduler refused or did not answer            exit 1
     ├── NotAnswering          it is silent                                       exit 1
     └── SubmissionUnknown     a run may have been sent, and may not              exit 1
@@ -35,6 +36,10 @@ class RequestError(LauncherError):
 
 class RunNotFound(RequestError):
     """No run, or several, go by that name."""
+
+
+class Unreadable(LauncherError):
+    """A file of a run cannot be read or understood."""
 
 
 class BackendError(LauncherError):

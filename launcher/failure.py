@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.run_folder import EXIT_BAD_REQUEST, EXIT_FINAL, EXIT_INTERRUPTED, RunFolder, read_json
+from launcher.typed import fits
 
 _MEANINGS = {
     1: "an error",
@@ -76,7 +77,7 @@ def first_failure(folder: RunFolder, attempt: int) -> Failure | None:
     A killed rank comes before exceptions, and an exception before the echo of it that peers see in a collective.
     """
     errors = folder.attempt(attempt) / "errors"
-    found = [read_json(path) for path in sorted(errors.glob("rank*.json"))] if errors.is_dir() else []
+    found = [read_json(path) for path in sorted(errors.glob("rank*.json"))]
     records = [record for record in found if record is not None]
     return _failure(min(records, key=_order)) if records else None
 
@@ -84,15 +85,16 @@ def first_failure(folder: RunFolder, attempt: int) -> Failure | None:
 def _order(record: dict[str, Any]) -> tuple[int, float]:
     echo = bool(record.get("collective"))
     told = record.get("exit_code") in (-signal.SIGTERM, EXIT_INTERRUPTED)
-    return (2 if told else 1 if echo else 0, float(record.get("time") or 0.0))
+    moment: Any = record.get("time")
+    return (2 if told else 1 if echo else 0, float(moment) if fits(moment, float) else 0.0)
 
 
 def _failure(record: dict[str, Any]) -> Failure:
     return Failure(
-        rank=record.get("rank"),
-        node=record.get("node"),
+        rank=_number(record, "rank"),
+        node=_number(record, "node"),
         host=str(record.get("host") or ""),
-        exit_code=record.get("exit_code"),
+        exit_code=_number(record, "exit_code"),
         exception=str(record.get("exception") or ""),
         message=str(record.get("message") or ""),
         hint=str(record.get("hint") or ""),
@@ -100,3 +102,8 @@ def _failure(record: dict[str, Any]) -> Failure:
         final=bool(record.get("final")),
         echo=bool(record.get("collective")),
     )
+
+
+def _number(record: dict[str, Any], key: str) -> int | None:
+    value = record.get(key)
+    return value if fits(value, int) else None

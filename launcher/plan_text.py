@@ -8,7 +8,9 @@ from typing import Any
 
 import yaml
 
+from launcher.errors import Unreadable
 from launcher.plan import Plan, Step
+from launcher.reading import read_regular
 from launcher.yaml_text import dump
 
 FORMAT = 2
@@ -47,8 +49,17 @@ def parse(text: str) -> Plan:
 
 
 def load_plan(path: Path) -> Plan:
-    """Read a plan that was stored."""
-    return parse(path.read_text(encoding="utf-8"))
+    """Read a plan that was stored.
+
+    Raises:
+        Unreadable: it is missing, cannot be read or is no plan.
+    """
+    try:
+        return parse(read_regular(path).decode("utf-8"))
+    except OSError as error:
+        raise Unreadable(f"{path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise Unreadable(f"{path} cannot be understood as a run's plan") from None
 
 
 def _plain(step: Step) -> dict[str, Any]:

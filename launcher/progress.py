@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.run_folder import RunFolder, last_lines
+from launcher.typed import fits
 
 
 @dataclass(frozen=True)
@@ -28,23 +29,34 @@ def read_progress(stage: RunFolder) -> Progress:
         return _shards(lines)
     newest = lines[0]
     return Progress(
-        newest.get("step"), newest.get("total_steps"), newest.get("loss"), newest.get("samples_per_s"), _eta(newest)
-    )
+        _whole(newest, "step"), _whole(newest, "total_steps"), _number(newest, "loss"),
+        _number(newest, "samples_per_s"), _number(newest, "eta_s"),
+    )  # fmt: skip
 
 
 def _shards(lines: list[dict[str, Any]]) -> Progress:
-    newest: dict[Any, dict[str, Any]] = {}
+    newest: dict[int, dict[str, Any]] = {}
     for line in lines:
-        newest.setdefault(line.get("shard"), line)
-    done = sum(int(line.get("step") or 0) for line in newest.values())
-    total = sum(int(line.get("total_steps") or 0) for line in newest.values())
-    speed = sum(float(line.get("samples_per_s") or 0.0) for line in newest.values())
+        shard = _whole(line, "shard")
+        if shard is not None:
+            newest.setdefault(shard, line)
+    done = sum(_whole(line, "step") or 0 for line in newest.values())
+    total = sum(_whole(line, "total_steps") or 0 for line in newest.values())
+    speed = sum(_number(line, "samples_per_s") or 0.0 for line in newest.values())
     return Progress(done, total, None, speed or None, (total - done) / speed if speed else None)
 
 
-def _eta(line: dict[str, Any]) -> float | None:
-    value = line.get("eta_s")
-    return float(value) if value is not None else None
+def _whole(line: dict[str, Any], key: str) -> int | None:
+    value = line.get(key)
+    return value if fits(value, int) else None
+
+
+def _number(line: dict[str, Any], key: str) -> float | None:
+    """A number of a metrics line; a loss may be NaN or infinite, and is told as such."""
+    value = line.get(key)
+    if fits(value, float) or (key == "loss" and isinstance(value, float)):
+        return value
+    return None
 
 
 def durable_progress(stage: RunFolder) -> int:

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.errors import Unreadable
+from launcher.reading import parse_json, read_end, read_object
+
 ENV_RUN = "LLAVAJOB_RUN"
 """Marks every process of a run: the run's folder."""
 ENV_RUN_ID = "LLAVAJOB_RUN_ID"
@@ -107,13 +110,20 @@ class RunFolder:
     def attempt_numbers(self) -> list[int]:
         """Numbers of the attempts that left a folder, ascending."""
         folder = self.root / "attempts"
-        names = os.listdir(folder) if folder.is_dir() else []
-        return sorted(int(name) for name in names if name.isdigit())
+        try:
+            names = os.listdir(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(int(name) for name in names if _is_number(name))
 
     def checkpoint_steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
-        found = self.checkpoints.glob("step-*/COMPLETE") if self.checkpoints.is_dir() else ()
-        return sorted(int(path.parent.name[5:]) for path in found if path.parent.name[5:].isdigit())
+        found = self.checkpoints.glob("step-*/COMPLETE")
+        return sorted(int(path.parent.name[5:]) for path in found if _is_number(path.parent.name[5:]))
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdecimal()
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
@@ -131,29 +141,18 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
 
 def last_lines(path: Path, most_bytes: int = 65536) -> Iterator[dict[str, Any]]:
     """Yield the JSON lines at the end of a file, newest first; torn lines are passed over."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - most_bytes))
-            lines = file.read().splitlines()
-    except OSError:
-        return
-    for line in reversed(lines):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
+    for line in reversed(read_end(path, most_bytes).splitlines()):
+        record = parse_json(line)
         if isinstance(record, dict):
             yield record
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return a JSON object, or None when the file is missing or no object."""
+    """Return a JSON object, or None when the file is missing, cannot be read or is no object."""
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return read_object(path)
+    except Unreadable:
         return None
-    return value if isinstance(value, dict) else None
 
 
 def write_aside(path: Path, text: str) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from launcher import console
+from launcher.asking import ask
 from launcher.backends.base import ENDED, SUCCEEDED, UNKNOWN, BackendState, get_backend
 from launcher.ending import next_attempt
-from launcher.errors import BackendError, LauncherError, RequestError, SubmissionUnknown
+from launcher.errors import BackendError, LauncherError, RequestError, SubmissionUnknown, Unreadable
 from launcher.exits import missing_shards
 from launcher.inputs import Missing, drop_unseen_caches, find_doubts, find_missing, from_here, make_absolute
 from launcher.origin import code_diff, describe_origin, owner_name
@@ -220,8 +221,8 @@ def _send(run: Run, prepared: Prepared) -> tuple[Run, list[str]]:
 
 
 def state_of(run: Run) -> BackendState:
-    """Ask a run's backend where it is."""
-    return get_backend(str(run.record["backend"])).states([run])[0]
+    """Ask a run's backend where it is; a run that cannot be understood is unknown."""
+    return ask([run])[0]
 
 
 def _latest_finished(recipe: str) -> str | None:
@@ -316,7 +317,10 @@ def cancel(run: Run) -> BackendState:
 
     Raises:
         RequestError: it is another user's, or a copy whose jobs are those of the run that was copied.
+        Unreadable: its record does not say where it is.
     """
+    if run.odd:
+        raise Unreadable(f"{run.name} cannot be ended: {run.odd}", f"Its folder: {run.folder.root}")
     _require_owned(run)
     original = original_of(run)
     if original is not None and run.record["backend"] != "local":  # a local run knows its own processes

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from launcher.backends.base import ENDED, FAILED, RUNNING, STARTING, UNKNOWN, BackendState, StepState, get_backend
-from launcher.errors import BackendError
+from launcher.asking import ask, attempt_to
+from launcher.backends.base import ENDED, FAILED, RUNNING, STARTING, UNKNOWN, BackendState, StepState
 from launcher.failure import Failure, first_failure
 from launcher.progress import Progress, read_progress
+from launcher.reading import read_start
 from launcher.run_folder import RunFolder
 from launcher.store import Run
+
+_LONGEST_REPORT = 1 << 20
+"""Bytes of a report that are shown."""
 
 
 @dataclass
@@ -55,37 +59,31 @@ def statuses(runs: Sequence[Run], whatever: bool = False) -> list[RunStatus]:
     Raises:
         BackendError: a scheduler cannot be asked.
     """
-    by_name: dict[str, RunStatus] = {}
-    for backend in sorted({str(run.record["backend"]) for run in runs}):
-        mine = [run for run in runs if run.record["backend"] == backend]
-        states = _states_or_why_not if whatever else get_backend(backend).states
-        for run, state in zip(mine, states(mine), strict=True):
-            by_name[str(run.folder.root)] = _status(run, state)
-    return [by_name[str(run.folder.root)] for run in runs]
-
-
-def _states_or_why_not(runs: Sequence[Run]) -> list[BackendState]:
-    """The states of a backend's runs; where it cannot be asked about all at once, of each by itself."""
-    backend = get_backend(str(runs[0].record["backend"]))
-    try:
-        return backend.states(runs)
-    except BackendError as error:
-        if len(runs) == 1:
-            return [BackendState(UNKNOWN, error.message)]
-    return [_states_or_why_not([run])[0] for run in runs]
+    return [_status(run, state) for run, state in zip(runs, ask(runs, whatever), strict=True)]
 
 
 def _status(run: Run, state: BackendState) -> RunStatus:
+    found = attempt_to(lambda: _looked_up(run, state))
+    if isinstance(found, str):
+        return _together(run, replace(state, state=UNKNOWN, reason=found), Progress(), None)
+    return found
+
+
+def _looked_up(run: Run, state: BackendState) -> RunStatus:
+    """The status with what the run's own files say."""
     stage = run.folder.stage(state.stage)
-    progress = read_progress(stage)
-    shown = _refined(state, stage)
-    failure = first_failure(stage, state.attempt) if shown == FAILED else None
-    ended = shown in ENDED
+    shown = replace(state, state=_refined(state, stage))
+    failure = first_failure(stage, state.attempt) if shown.state == FAILED else None
+    return _together(run, shown, read_progress(stage), failure)
+
+
+def _together(run: Run, state: BackendState, progress: Progress, failure: Failure | None) -> RunStatus:
+    ended = state.state in ENDED
     return RunStatus(
         run=run.name,
-        recipe=str(run.record.get("recipe")),
-        backend=str(run.record.get("backend")),
-        state=shown,
+        recipe=str(run.record.get("recipe", "")),
+        backend=run.backend,
+        state=state.state,
         reason=state.reason,
         attempt=state.attempt,
         attempts=state.attempts,
@@ -121,4 +119,5 @@ def stage_progress(run: Run, states: Iterable[StepState]) -> dict[str, Progress]
 def reports(folder: Path) -> list[str]:
     """Return the tables that a run's evaluations wrote."""
     paths = [path for where in ("", "stages/*/") for path in sorted(folder.glob(f"{where}eval/*/report.txt"))]
-    return [path.read_text(encoding="utf-8").rstrip("\n") for path in paths]
+    texts = [read_start(path, _LONGEST_REPORT).decode("utf-8", "replace").rstrip("\n") for path in paths]
+    return [text for text in texts if text]

@@ -9,7 +9,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from launcher.run_folder import RunFolder, read_json, write_json
+from launcher.errors import Unreadable
+from launcher.reading import read_object
+from launcher.run_folder import RunFolder, write_json
+from launcher.typed import build
 
 
 @dataclass
@@ -38,9 +41,21 @@ def word_file(run: RunFolder, step: str, member: int | None = None) -> Path:
 
 
 def read_word(run: RunFolder, step: str, member: int | None = None) -> Word:
-    """Read what a step said last; nothing yet gives an empty word."""
-    values = read_json(word_file(run, step, member)) or {}
-    return Word(**{name: values[name] for name in Word.__dataclass_fields__ if name in values})
+    """Read what a step said last; nothing yet gives an empty word.
+
+    Raises:
+        Unreadable: what stands in the file's place cannot be understood.
+    """
+    path = word_file(run, step, member)
+    return build(Word, read_object(path) or {}, path)
+
+
+def last_word(run: RunFolder, step: str, member: int | None = None) -> Word:
+    """What the step itself goes on from: a word that cannot be understood counts as none and will be replaced."""
+    try:
+        return read_word(run, step, member)
+    except Unreadable:
+        return Word()
 
 
 def write_word(run: RunFolder, step: str, member: int | None, word: Word) -> None:

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import RequestError, RunNotFound, nearest
+from launcher import console
+from launcher.errors import RequestError, RunNotFound, Unreadable, nearest
 from launcher.names import LONGEST_NAME, NAME_RULE, as_name, is_name
+from launcher.reading import read_object
 from launcher.run_folder import RunFolder, read_json, write_json
+from launcher.typed import fits
 
 _SUFFIX_LETTERS = "23456789abcdefghjkmnpqrstuvwxyz"
 
@@ -23,10 +26,16 @@ class Run:
 
     folder: RunFolder
     record: dict[str, Any]
+    odd: str = ""
+    """Why its record cannot be understood; empty when it can."""
 
     @property
     def name(self) -> str:
         return self.folder.name
+
+    @property
+    def backend(self) -> str:
+        return str(self.record.get("backend", ""))
 
     @property
     def run_id(self) -> str:
@@ -35,7 +44,8 @@ class Run:
 
     @property
     def created(self) -> float:
-        return float(self.record.get("created", 0.0))
+        created = self.record.get("created", 0.0)
+        return float(created) if fits(created, float) else 0.0
 
 
 def submission_lock(folder: RunFolder) -> Path:
@@ -81,16 +91,56 @@ def new_run_id() -> str:
 
 
 def all_runs(roots: Iterable[Path]) -> list[Run]:
-    """Every run below the roots, oldest first; a folder without a record is none."""
-    runs = []
-    for root in roots:
-        for entry in os.scandir(root) if root.is_dir() else ():
-            if entry.name.startswith("."):  # a run that is being made, see submission.py
-                continue
-            record = read_json(Path(entry.path) / "run.json")
-            if record is not None:
-                runs.append(Run(RunFolder(Path(entry.path)), record))
-    return sorted(runs, key=lambda run: (run.created, run.name))
+    """Every run below the roots, oldest first; a folder without a record is none.
+
+    A root or a run that cannot be read hides no other.
+    """
+    found = [run_at(root / name) for root in roots for name in _names_below(root)]
+    return sorted((run for run in found if run is not None), key=lambda run: (run.created, run.name))
+
+
+def _names_below(root: Path) -> list[str]:
+    try:
+        # What begins with a dot is a run that is being made, see submission.py.
+        return [name for name in os.listdir(root) if not name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        console.say(f"The runs in {root} are left out: it cannot be read ({error.strerror})")
+        return []
+
+
+def run_at(folder: Path) -> Run | None:
+    """Return the run whose folder this is; None when it holds no record. One that is odd is a run, too."""
+    run = RunFolder(folder)
+    try:
+        record = read_object(run.record)
+    except Unreadable as error:
+        # Names that the launcher gives to no run are other people's folders, such as lost+found.
+        return Run(run, {}, error.message) if is_name(run.name) else None
+    return None if record is None else Run(run, record, why_odd(record))
+
+
+_RECORD_TYPES = {
+    "backend": str, "created": float, "recipe": str, "kind": str, "profile": str, "run_id": str, "there": str,
+    "submissions": list, "values": dict,
+}  # fmt: skip
+_NEEDED = ("backend", "created")
+
+
+def why_odd(record: dict[str, Any]) -> str:
+    """Say why a record cannot be understood; empty when it can."""
+    lacking = [key for key in _NEEDED if key not in record]
+    if lacking:
+        return f"its record run.json lacks {' and '.join(lacking)}"
+    for key, kind in _RECORD_TYPES.items():
+        if key in record and not fits(record[key], kind):
+            return f"its record run.json has another kind of value for '{key}' than is known here"
+    if not all(isinstance(entry, dict) for entry in record.get("submissions", ())):
+        return "its record run.json has submissions that are not understood here"
+    if not all(isinstance(values, dict) for values in record.get("values", {}).values()):
+        return "its record run.json has values that are not understood here"
+    return ""
 
 
 def find_run(roots: Sequence[Path], name: str | None) -> Run:
@@ -103,9 +153,9 @@ def find_run(roots: Sequence[Path], name: str | None) -> Run:
     if name is not None:
         _refuse_empty(name)
         for root in roots:
-            record = read_json(root / name / "run.json") if _is_plain(name) else None
-            if record is not None:
-                return Run(RunFolder(root / name), record)
+            run = run_at(root / name) if _is_plain(name) else None
+            if run is not None:
+                return run
     runs = all_runs(roots)
     if not runs:
         raise RunNotFound("there are no runs yet", "Start one: llavajob submit quickstart --nodes 2 --follow")
@@ -123,7 +173,7 @@ def _refuse_empty(name: str) -> None:
 
 
 def _is_plain(name: str) -> bool:
-    return os.sep not in name and not name.startswith(".")
+    return not name.startswith(".") and os.sep not in name and "\0" not in name
 
 
 def _not_one(name: str, matches: list[str], known: list[str]) -> RunNotFound:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from launcher import console
+from launcher.asking import attempt_to
 from launcher.backends.base import ENDED, SUCCEEDED, get_backend
 from launcher.durations import in_words
 from launcher.errors import RequestError
@@ -53,7 +54,7 @@ def show_logs(run: Run, choice: LogChoice, stay: bool) -> int:
     except ValueError as error:
         raise RequestError(str(error)) from None
     if not stay:
-        for trouble in get_backend(str(run.record["backend"])).fetch_logs(run):
+        for trouble in _fetch_logs(run):
             console.say(trouble)
         printed = _print(read(run.folder.root, chosen, colour=console.wants_colour(sys.stdout)))
         if not printed:
@@ -65,6 +66,14 @@ def show_logs(run: Run, choice: LogChoice, stay: bool) -> int:
     except KeyboardInterrupt:
         return _stopped_following(run)
     return _result(run)
+
+
+def _fetch_logs(run: Run) -> list[str]:
+    """Bring the logs here; of a run that cannot be understood, those that are here are shown."""
+    if run.odd:
+        return [f"{run.name}: {run.odd}; what its folder holds is shown"]
+    found = attempt_to(lambda: get_backend(run.backend).fetch_logs(run))
+    return [f"{run.name}: {found}; what its folder holds is shown"] if isinstance(found, str) else found
 
 
 def watch(run: Run, quiet_stdout: bool = False) -> int:
@@ -93,7 +102,7 @@ def _of_shards(run: Run, choice: LogChoice) -> LogChoice:
     """A shard's log is a rank's and a node's of an evaluation."""
     kinds = {name: values.get("kind") for name, values in (run.record.get("values") or {}).items()}
     stages = [name for name, kind in kinds.items() if kind == "eval" and name]
-    if not stages and run.record["kind"] != "eval":
+    if not stages and run.record.get("kind") != "eval":
         raise RequestError(f"{run.name} evaluates nothing, so it has no shards", "Ranks of a training: --rank R")
     return replace(choice, ranks=choice.shards, nodes=choice.shards, stages=choice.stages or stages)
 

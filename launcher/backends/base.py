@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from launcher.doctor import Finding
+from launcher.errors import Unreadable
 from launcher.plan import Plan, StepKind
 from launcher.profiles import Profile
 from launcher.reach import Reach
@@ -110,7 +111,13 @@ _MODULES = {
 
 
 def get_backend(name: str) -> Backend:
-    """Return a backend; its module is imported only now, because cluster clients are slow to import."""
+    """Return a backend; its module is imported only now, because cluster clients are slow to import.
+
+    Raises:
+        Unreadable: a record names one that this version does not have.
+    """
+    if name not in _MODULES:
+        raise Unreadable(f"no backend is called '{name}' here; there are {', '.join(_MODULES)}")
     module, _, attribute = _MODULES[name].partition(":")
     backend: Backend = getattr(importlib.import_module(module), attribute)()
     return backend

@@ -21,6 +21,8 @@ from launcher.backends.base import (
 )
 from launcher.run_folder import RunFolder, read_json
 
+SENDING_S = 300.0
+"""So long a submission may take, with a scheduler that does not answer."""
 _ORDER = (RUNNING, STARTING, REQUEUED, PENDING, UNKNOWN, FAILED, CANCELLED, SUCCEEDED)
 
 
@@ -83,6 +85,17 @@ def whole_run(run: RunFolder, seen: Sequence[tuple[StepState, str]], job_ids: li
         min((s.started for s in steps if s.started), default=None),
         max(ended, default=time.time()) if state in ENDED else None,
     )  # fmt: skip
+
+
+def never_sent(created: float) -> BackendState:
+    """The state of a run with a record and nothing that was sent: a submission says what it sends before it sends it.
+
+    Args:
+        created: when the record was made.
+    """
+    if time.time() - created < SENDING_S:
+        return BackendState(PENDING, "being sent")
+    return BackendState(FAILED, "it was never sent: its submission was interrupted", ended=created)
 
 
 def _attempts(run: RunFolder, steps: Sequence[StepState]) -> int:

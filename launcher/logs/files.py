@@ -5,6 +5,7 @@ No file is kept open between two blocks: a run may have more ranks than a proces
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,8 +61,23 @@ def read_forwards(path: Path, start: int, end: int, block: int = FORWARD_BLOCK) 
         if not data:
             break
         start += len(data)
+        if data.count(0) == len(data):
+            # NULs are never shown, and a hole of a sparse file may be a thousand times as large as all logs.
+            start = min(end, max(start, _next_data(path, start)))
+            continue
         yield splitter.feed(data)
     yield splitter.close()
+
+
+def _next_data(path: Path, offset: int) -> int:
+    """Place from which a file holds anything; the same place where the file system cannot tell."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        return os.lseek(descriptor, offset, os.SEEK_DATA)
+    except OSError as error:
+        return os.fstat(descriptor).st_size if error.errno == errno.ENXIO else offset
+    finally:
+        os.close(descriptor)
 
 
 def read_backwards(path: Path, start: int, end: int) -> Iterator[tuple[int, bytes]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from launcher.reading import read_start
 from launcher.run_folder import RunFolder
 
 _NAME = re.compile(r"(node|rank)([0-9]{1,9})\.log")
@@ -108,11 +109,8 @@ def sources_below(
 
 def _holds_shards(attempt: Path) -> bool:
     """Tell whether an attempt is an evaluation's, by the first line of its config."""
-    try:
-        with (attempt.parents[1] / "config.yaml").open("rb") as config:
-            return config.readline(64).strip() == b"kind: eval"
-    except OSError:
-        return False
+    first = read_start(attempt.parents[1] / "config.yaml", 64).partition(b"\n")[0]
+    return first.strip() == b"kind: eval"
 
 
 def _is_log(entry: os.DirEntry[str], kind: str, number: int) -> bool:

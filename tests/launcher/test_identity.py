@@ -237,12 +237,13 @@ def test_cancel_goes_on_after_a_run_that_it_cannot_end(shell: Shell, recipe: Wri
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"state": "RUNNING", "of_a_newer_version": 1, "steps": [{"name": "a", "new": 1}]}', "its supervisor"),
+        ('{"state": "RUNNING", "of_a_newer_version": 1, "steps": [{"name": "a", "stage": "", "kind": "task", "new": 1}]}',
+         "its supervisor"),
         ('{"state": 5}', "state is 5"),
-        ('{"state": "MELTED"}', "state is 'MELTED'"),
+        ('{"state": "MELTED"}', "called 'MELTED'"),
         ('{"pid": "1"}', "pid is '1'"),
         ('{"steps": {"a": 1}}', "steps is"),
-        ("{", "cannot be read as JSON"),
+        ("{", "holds no JSON object"),
     ],
 )
 def test_an_odd_state_is_said_and_its_run_can_be_cancelled(tmp_path: Path, text: str, words: str) -> None:

@@ -8,12 +8,15 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher import console
-from launcher.backends.base import ENDED, SUCCEEDED, BackendState, StepState
+from launcher.asking import attempt_to, judge
+from launcher.backends.base import ENDED, SUCCEEDED, UNKNOWN, BackendState, StepState
 from launcher.backends.kubernetes.files import Part, Sent, load_sent
+from launcher.backends.seen import never_sent
 from launcher.doctor import Finding
 from launcher.errors import BackendError, NotAnswering
 from launcher.patience import insist
@@ -91,21 +94,17 @@ class KubernetesBackend:
 
     def states(self, runs: Sequence[Run]) -> list[BackendState]:
         """Three queries for each cluster and namespace, whatever the number of runs; none for those that have ended."""
-        from launcher.backends.kubernetes.states import run_state
-
-        known = [load_sent(run.folder) for run in runs]
-        active = [(run, sent) for run, sent in zip(runs, known, strict=True) if sent.end is None]
+        known = [attempt_to(partial(load_sent, run.folder)) for run in runs]
+        active = [
+            (run, sent)
+            for run, sent in zip(runs, known, strict=True)
+            if not isinstance(sent, str) and sent.end is None and sent.parts
+        ]
         answers = _ask(active)
-        states = []
-        for run, sent in zip(runs, known, strict=True):
-            if sent.end is None:
-                answer = answers[tuple(sent.place.values())]
-                if not answer.trouble:
-                    _quietly_mirror(run, sent)
-                states.append(_remembered(run.folder, sent, run_state(run.folder, sent, answer)))
-            else:
-                states.append(sent.end)
-        return states
+        return [
+            BackendState(UNKNOWN, sent) if isinstance(sent, str) else judge(partial(_judged, run, sent, answers))
+            for run, sent in zip(runs, known, strict=True)
+        ]
 
     def fetch_logs(self, run: Run) -> list[str]:
         try:
@@ -128,6 +127,19 @@ class KubernetesBackend:
         from launcher.backends.kubernetes.doctor import examine
 
         return examine(profile)
+
+
+def _judged(run: Run, sent: Sent, answers: dict[tuple[str, ...], Answer]) -> BackendState:
+    from launcher.backends.kubernetes.states import run_state
+
+    if sent.end is not None:
+        return sent.end
+    if not sent.parts:
+        return never_sent(run.created)
+    answer = answers[tuple(sent.place.values())]
+    if not answer.trouble:
+        _quietly_mirror(run, sent)
+    return _remembered(run.folder, sent, run_state(run.folder, sent, answer))
 
 
 def _sent(folder: RunFolder, client: Client, plan: Plan, before: Sent) -> Sent:
@@ -259,7 +271,7 @@ def _mirror(run: Run, sent: Sent) -> list[str]:
 
 def _quietly_mirror(run: Run, sent: Sent) -> None:
     """Bring in what can be had now; the next look brings the rest."""
-    with suppress(NotAnswering):
+    with suppress(NotAnswering, OSError):  # a full disk, or a folder that may only be read
         _mirror(run, sent)
 
 
@@ -267,5 +279,7 @@ def _remembered(folder: RunFolder, sent: Sent, state: BackendState) -> BackendSt
     """Keep the end of a run in its folder: objects are deleted, and need not be asked for again."""
     if state.state in ENDED and os.access(Path(folder.root), os.W_OK):
         sent.end = state
-        sent.save(folder)
+        # Looking never needs to write: on a full disk, the next look remembers it.
+        with suppress(OSError):
+            sent.save(folder)
     return state

@@ -24,7 +24,7 @@ from launcher.plan import Step
 from launcher.ports import free_port
 from launcher.progress import durable_progress
 from launcher.run_folder import EXIT_INTERRUPTED, RunFolder, append_line
-from launcher.step_word import Word, read_word, write_word
+from launcher.step_word import Word, last_word, write_word
 
 _POLL_S = 0.1
 _NOTICE_S = 1.0
@@ -100,7 +100,7 @@ class Coordinator:
 
     def _word_before(self) -> Word:
         job = socket.gethostname()
-        before = read_word(self.folder, self.step.name)
+        before = last_word(self.folder, self.step.name)
         return before if before.state in (RUNNING, REQUEUED) else Word(job_id=job)
 
     def _account_for_loss(self, word: Word) -> Verdict | None:

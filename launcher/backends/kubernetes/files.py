@@ -6,10 +6,11 @@ kubernetes/sent.json   the submission's place, its steps and their objects
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from launcher.backends.base import BackendState, StepState
-from launcher.run_folder import RunFolder, read_json, write_json
+from launcher.reading import read_object
+from launcher.run_folder import RunFolder, write_json
+from launcher.typed import build
 
 
 @dataclass
@@ -48,10 +49,10 @@ class Sent:
 
 
 def load_sent(run: RunFolder) -> Sent:
-    """Read what was sent for a run."""
-    values: dict[str, Any] = read_json(run.root / "kubernetes" / "sent.json") or {}
-    parts = [Part(**{**part, "step": StepState(**part["step"])}) for part in values.pop("parts", ())]
-    end = values.pop("end", None)
-    if end is not None:
-        end = BackendState(**{**end, "steps": [StepState(**step) for step in end["steps"]]})
-    return Sent(**values, parts=parts, end=end)
+    """Read what was sent for a run.
+
+    Raises:
+        Unreadable: what stands in the file's place cannot be understood.
+    """
+    path = run.root / "kubernetes" / "sent.json"
+    return build(Sent, read_object(path) or {}, path)

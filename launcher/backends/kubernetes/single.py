@@ -17,7 +17,7 @@ from launcher.failure import first_failure
 from launcher.node_process import NodePart, shell_code
 from launcher.plan import Step
 from launcher.run_folder import RunFolder, append_line
-from launcher.step_word import Word, read_word, write_word
+from launcher.step_word import Word, last_word, write_word
 
 _POLL_S = 0.2
 
@@ -57,7 +57,7 @@ class Single:
         return self.number if self.step.kind == "array" else None
 
     def _begin(self) -> Word:
-        before = read_word(self.folder, self.step.name, self._member)
+        before = last_word(self.folder, self.step.name, self._member)
         word = Word(job_id=socket.gethostname(), state=RUNNING, attempt=self.step.attempt, started=time.time())
         if before.attempt == word.attempt and before.state in (RUNNING, REQUEUED, FAILED):
             word.fruitless, word.started = before.fruitless + 1, before.started

@@ -10,10 +10,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 
 import psutil
 
-from launcher import console, locks, processes
+from launcher import asking, console, locks, processes
 from launcher.backends.base import CANCELLED, ENDED, BackendState
 from launcher.backends.local import gpu_queue
 from launcher.backends.local.judge import HELLO_S, elsewhere, is_supervised, judge, kept_state
@@ -21,7 +22,7 @@ from launcher.backends.local.state import LocalState, latest_plan, load_state, r
 from launcher.backends.local.supervised import LOCK_NAME, find_supervisor
 from launcher.disk import NO_ROOM, full_disk
 from launcher.doctor import Finding
-from launcher.errors import BackendError, RequestError
+from launcher.errors import BackendError, RequestError, Unreadable
 from launcher.machine import this_machine
 from launcher.origin import user_name
 from launcher.plan import Plan
@@ -90,7 +91,7 @@ class LocalBackend:
         raise BackendError("the run's supervisor did not start", full_disk(folder) or log_tail.strip())
 
     def states(self, runs: Sequence[Run]) -> list[BackendState]:
-        return [judge(run) for run in runs]
+        return [asking.judge(partial(judge, run)) for run in runs]
 
     def fetch_logs(self, run: Run) -> list[str]:
         return []  # its processes write to the folder that is seen here
@@ -167,7 +168,7 @@ def _readable_state(folder: RunFolder) -> LocalState:
     """A run's state; a run whose state cannot be understood must be ended all the same, by its processes' marks."""
     try:
         return load_state(folder)
-    except BackendError:
+    except Unreadable:
         return LocalState()
 
 

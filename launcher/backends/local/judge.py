@@ -12,7 +12,7 @@ from launcher.backends.base import ENDED, FAILED, PENDING, UNKNOWN, BackendState
 from launcher.backends.local.state import LocalState, load_state
 from launcher.backends.local.supervised import LOCK_NAME, find_supervisor
 from launcher.disk import full_disk
-from launcher.errors import BackendError
+from launcher.errors import Unreadable
 from launcher.machine import is_same, this_machine, was_restarted
 from launcher.run_folder import RunFolder
 from launcher.store import Run, original_of, submission_lock
@@ -25,7 +25,7 @@ def judge(run: Run) -> BackendState:
     """Return where a run is; unknown where this machine cannot tell."""
     try:
         return _judge(run)
-    except BackendError as error:
+    except Unreadable as error:
         return BackendState(UNKNOWN, error.message)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from launcher.backends.base import PENDING, STATES, BackendState, StepState
-from launcher.errors import BackendError
-from launcher.run_folder import RunFolder, read_json, write_json
+from launcher.errors import Unreadable
+from launcher.reading import read_object
+from launcher.run_folder import RunFolder, write_json
+from launcher.typed import build
 
 
 @dataclass
@@ -47,44 +48,15 @@ class LocalState:
 
 
 def load_state(folder: RunFolder) -> LocalState:
-    """Read a run's state; a run whose supervisor has not written one yet is pending. Unknown keys are passed over.
+    """Read a run's state; a run whose supervisor has not written one yet is pending.
 
     Raises:
-        BackendError: what stands there cannot be understood.
+        Unreadable: what stands in the file's place cannot be understood.
     """
-    values = read_json(folder.state)
-    if values is None:
-        if folder.state.exists():
-            raise BackendError("its state.json cannot be read as JSON")
-        return LocalState()
-    steps = values.pop("steps", [])
-    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
-        raise BackendError(f"its state.json cannot be understood: steps is {steps!r}")
-    state = LocalState(**_known(values, LocalState()))
-    state.steps = [StepState(**_known(step, StepState("", "", "task"))) for step in steps if "name" in step]
+    state = build(LocalState, read_object(folder.state) or {}, folder.state)
     if state.state not in STATES:
-        raise BackendError(f"its state.json cannot be understood: state is {state.state!r}")
+        raise Unreadable(f"{folder.state}: its state is called '{state.state}', which is not known here")
     return state
-
-
-def _known(values: dict[str, Any], example: LocalState | StepState) -> dict[str, Any]:
-    """The values of the fields that this version knows, each checked against the type of its default."""
-    if isinstance(example, StepState):
-        values = {"stage": "", "kind": "task", **values}
-    known = {}
-    for one in fields(example):
-        if one.name not in values or one.name == "steps":
-            continue
-        value, default = values[one.name], getattr(example, one.name)
-        allowed: tuple[type, ...] = (type(default),)
-        if default is None:
-            allowed = (float, int, type(None))
-        elif isinstance(default, float):
-            allowed = (float, int)
-        if not isinstance(value, allowed) or isinstance(value, bool):
-            raise BackendError(f"its state.json cannot be understood: {one.name} is {value!r}")
-        known[one.name] = value
-    return known
 
 
 def reserve_file(folder: RunFolder) -> Path:
@@ -93,6 +65,13 @@ def reserve_file(folder: RunFolder) -> Path:
 
 
 def latest_plan(folder: RunFolder) -> Path:
-    """The plan that a run was last submitted with."""
-    record = read_json(folder.record) or {}
-    return folder.rendered(record["submissions"][-1]["attempt"])
+    """The plan that a run was last submitted with.
+
+    Raises:
+        Unreadable: the run's record does not say which.
+    """
+    record = read_object(folder.record) or {}
+    try:
+        return folder.rendered(int(record["submissions"][-1]["attempt"]))
+    except (KeyError, IndexError, TypeError, ValueError):
+        raise Unreadable(f"{folder.record} names no submission") from None

@@ -9,10 +9,14 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from launcher import console
-from launcher.backends.base import ENDED, SUCCEEDED, BackendState, StepState
+from launcher.asking import attempt_to, judge
+from launcher.backends.base import ENDED, SUCCEEDED, UNKNOWN, BackendState, StepState
+from launcher.backends.seen import never_sent
 from launcher.backends.slurm import client
 from launcher.backends.slurm.files import Job, Jobs, load_jobs, plan_file, slurm_folder
 from launcher.backends.slurm.states import open_ids, run_state
@@ -84,13 +88,11 @@ class SlurmBackend:
 
     def states(self, runs: Sequence[Run]) -> list[BackendState]:
         """One query for all runs together; none for those that have said how they ended."""
-        known = [load_jobs(run.folder) for run in runs]
-        active = [(run, jobs) for run, jobs in zip(runs, known, strict=True) if jobs.end is None]
-        ids = [one for run, jobs in active for one in open_ids(run.folder, jobs)]
-        answer = _query(ids)
+        known = [attempt_to(partial(_known, run.folder)) for run in runs]
+        answer = _query([one for entry in known if not isinstance(entry, str) for one in entry[1]])
         return [
-            jobs.end or _remembered(run.folder, jobs, run_state(run.folder, jobs, answer))
-            for run, jobs in zip(runs, known, strict=True)
+            BackendState(UNKNOWN, entry) if isinstance(entry, str) else judge(partial(_judged, run, entry[0], answer))
+            for run, entry in zip(runs, known, strict=True)
         ]
 
     def fetch_logs(self, run: Run) -> list[str]:
@@ -154,11 +156,27 @@ def _take_back(jobs: Jobs) -> None:
         _scancel(*reversed(sent))
 
 
+def _known(folder: RunFolder) -> tuple[Jobs, list[str]]:
+    """What was sent for a run, and the ids of what has not said how it ended."""
+    jobs = load_jobs(folder)
+    return jobs, [] if jobs.end else open_ids(folder, jobs)
+
+
+def _judged(run: Run, jobs: Jobs, answer: client.Answer) -> BackendState:
+    if jobs.end is not None:
+        return jobs.end
+    if not jobs.jobs:
+        return never_sent(run.created)
+    return _remembered(run.folder, jobs, run_state(run.folder, jobs, answer))
+
+
 def _remembered(folder: RunFolder, jobs: Jobs, state: BackendState) -> BackendState:
     """Keep the end of a run in its folder: Slurm forgets, and needs not be asked again."""
     if state.state in ENDED and os.access(slurm_folder(folder), os.W_OK):
         jobs.end = state
-        jobs.save(folder)
+        # Looking never needs to write: on a full disk, the next look remembers it.
+        with suppress(OSError):
+            jobs.save(folder)
     return state
 
 

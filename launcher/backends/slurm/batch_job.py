@@ -13,7 +13,7 @@ from launcher.errors import BackendError
 from launcher.failure import decode_exit
 from launcher.plan import Plan, Step
 from launcher.run_folder import RunFolder, append_line, read_json
-from launcher.step_word import Word, read_word, write_word
+from launcher.step_word import Word, last_word, write_word
 
 PATIENCE_S = 900.0
 """How long a silent controller is asked to requeue a job that has saved its state."""
@@ -38,7 +38,7 @@ class Batch:
         return None if self.member is None else self.step.members[self.member]
 
     def word(self) -> Word:
-        return read_word(self.folder, self.step.name, self.number)
+        return last_word(self.folder, self.step.name, self.number)
 
     def write(self, word: Word) -> None:
         write_word(self.folder, self.step.name, self.number, word)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from launcher.backends.base import BackendState, StepState
-from launcher.run_folder import RunFolder, read_json, write_json
+from launcher.reading import read_end, read_object
+from launcher.run_folder import RunFolder, write_json
+from launcher.typed import build
 
 _TAIL_BYTES = 2000
 
@@ -27,10 +28,7 @@ def plan_file(run: RunFolder) -> Path:
 
 def log_tail(run: RunFolder, one: str) -> str:
     """The last lines that a job, or member of an array, printed outside of what it ran; empty: none."""
-    try:
-        data = (slurm_folder(run) / f"{one}_0_log.out").read_bytes()[-_TAIL_BYTES:]
-    except OSError:
-        return ""
+    data = read_end(slurm_folder(run) / f"{one}_0_log.out", _TAIL_BYTES)
     lines = [line for line in data.decode(errors="replace").splitlines() if line.strip()]
     return "; ".join(dict.fromkeys(lines[-2:]))
 
@@ -67,10 +65,10 @@ class Jobs:
 
 
 def load_jobs(run: RunFolder) -> Jobs:
-    """Read what was sent for a run."""
-    values: dict[str, Any] = read_json(slurm_folder(run) / "jobs.json") or {}
-    jobs = [Job(StepState(**job["step"]), job["job_id"], job["members"]) for job in values.get("jobs", ())]
-    end = values.get("end")
-    if end is not None:
-        end = BackendState(**{**end, "steps": [StepState(**step) for step in end["steps"]]})
-    return Jobs(jobs, float(values.get("submitted", 0.0)), end)
+    """Read what was sent for a run.
+
+    Raises:
+        Unreadable: what stands in the file's place cannot be understood.
+    """
+    path = slurm_folder(run) / "jobs.json"
+    return build(Jobs, read_object(path) or {}, path)

@@ -112,7 +112,7 @@ def render(
 def _show_rendered(prepared: Any) -> None:
     from launcher.explain import plan_text
 
-    console.data(prepared.rendered)
+    console.data_as_sent(prepared.rendered)
     console.say(plan_text(prepared))
 
 
@@ -211,6 +211,7 @@ def logs(
 def cancel(names: Annotated[list[str], typer.Argument(help="Runs to end.", metavar="RUN...")]) -> None:
     """End runs: state saved, every process gone."""
     from launcher import runs
+    from launcher.plain_text import one_line
 
     found = {run.folder.root: run for run in map(_find, names)}
     refused: list[LauncherError] = []
@@ -219,7 +220,7 @@ def cancel(names: Annotated[list[str], typer.Argument(help="Runs to end.", metav
             runs.require_active(run)
             console.say(f"Ending {run.name}: saving the state first ...")
             state = runs.cancel(run)
-            console.say(f"{run.name}: {state.state}, {state.reason}; no process is left")
+            console.say(f"{run.name}: {state.state}, {one_line(state.reason)}; no process is left")
         except LauncherError as error:
             # One run that cannot be ended must not keep the others going.
             refused.append(error)

@@ -1,33 +1,48 @@
-"""Where words go: data to stdout, words for people to stderr, colours and progress only on a terminal."""
+"""Where words go: data to stdout, words for people to stderr, colours and progress only on a terminal.
+
+Whatever comes from a job, a file or another person passes through here on its way to a terminal, and is cleaned here.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from typing import Any
 
+from launcher.plain_text import plain
+
 
 def data(text: str) -> None:
     """Print data: what another program may read."""
-    sys.stdout.write(text if text.endswith("\n") else text + "\n")
-    sys.stdout.flush()
+    _write(sys.stdout, plain(text))
+
+
+def data_as_sent(text: str) -> None:
+    """Print what is sent elsewhere, byte for byte; only a terminal is spared what would steer it."""
+    _write(sys.stdout, plain(text) if sys.stdout is not None and sys.stdout.isatty() else text)
+
+
+def data_line(line: str) -> None:
+    """Print a line that is clean already and may have colours."""
+    _write(sys.stdout, line)
 
 
 def data_json(value: Any) -> None:
     """Print one JSON value."""
-    data(json.dumps(value, indent=2, ensure_ascii=False))
+    text = json.dumps(_finite(value), indent=2, allow_nan=False)
+    _write(sys.stdout, text.replace("\x7f", "\\u007f"))
 
 
 def say(text: str) -> None:
     """Print words for people."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    _write(sys.stderr, plain(text))
 
 
 def fail(message: str, hint: str = "") -> None:
     """Print what went wrong and, on lines of their own, what to do."""
-    say(f"{paint('Error:', '1;31')} {message}")
+    _write(sys.stderr, f"{paint('Error:', '1;31')} {plain(message)}")
     if hint:
         say(hint)
 
@@ -39,4 +54,31 @@ def paint(text: str, code: str) -> str:
 
 def wants_colour(stream: Any) -> bool:
     """Tell whether a stream is a terminal and colours are not switched off (no-color.org)."""
-    return bool(stream.isatty()) and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    if stream is None or not stream.isatty():
+        return False
+    return "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+
+def _write(stream: Any, text: str) -> None:
+    """Write a text as its own lines; a stream that was closed from outside takes nothing."""
+    if stream is None:
+        return
+    line = text if text.endswith("\n") else text + "\n"
+    try:
+        stream.write(line)
+    except UnicodeEncodeError:
+        # A terminal, or a file's encoding, that lacks some of the characters.
+        encoding = stream.encoding or "ascii"
+        stream.write(line.encode(encoding, "replace").decode(encoding))
+    stream.flush()
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no word for what is no number, such as the loss of a run that went astray: null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return value

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.plain_text import one_line
 from launcher.profiles import Profile
 
 _LITTLE_GB = 50
@@ -27,7 +28,7 @@ class Finding:
         """The finding for people."""
         mark = {True: "+", False: "x", None: "-"}[self.good]
         cure = f"\n      {self.cure}" if self.cure else ""
-        return f"  {mark} {self.what}: {self.seen}{cure}"
+        return f"  {mark} {one_line(self.what)}: {one_line(self.seen)}{cure}"
 
 
 def examine_runs_folder(profile: Profile) -> Iterator[Finding]:

@@ -16,6 +16,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from launcher.plain_text import one_line
+
 
 class LauncherError(Exception):
     """What failed and what was seen, with what to do about it."""
@@ -63,13 +65,17 @@ class Problem:
     message: str
     """What was seen and what is allowed."""
 
+    def line(self) -> str:
+        """The mistake for people; what was seen comes from outside and cannot begin a line of its own."""
+        return one_line(f"{self.where}: {self.message}")
+
 
 class RecipeError(RequestError):
     """Problems in a recipe, a profile or an override: all of them at once."""
 
     def __init__(self, problems: Sequence[Problem], hint: str = "") -> None:
         self.problems = list(dict.fromkeys(problems))
-        super().__init__("\n".join(f"{p.where}: {p.message}" for p in self.problems), hint)
+        super().__init__("\n".join(p.line() for p in self.problems), hint)
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from launcher.backends.base import CANCELLED, ENDED, FAILED, SUCCEEDED
 from launcher.durations import age, in_words
+from launcher.plain_text import one_line
 from launcher.planning import accumulation, config_values, processes_per_node, world_size
 from launcher.recipe import Stage
 from launcher.recipe_schema import LABELS, recipe_schema
@@ -24,6 +25,7 @@ _COUNT_UP_TO_BYTES = 1 << 28
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
     """Lay rows out in columns, the first row as the head."""
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
     return "\n".join(lines)
@@ -39,9 +41,9 @@ def plan_text(prepared: Prepared) -> str:
     lines.append("Values that are not defaults:")
     lines += [f"  {line}" for stage in prepared.stages for line in origin_lines(stage)]
     for missing in prepared.missing:
-        lines.append(f"Missing: {missing.key} {missing.path} {missing.why}\n  get it: {missing.cure}")
-    lines += [f"Lacking here: {text}" for text in prepared.lacking]
-    lines += [f"Note: {text}" for text in prepared.doubts]
+        lines += [one_line(f"Missing: {missing.key} {missing.path} {missing.why}"), f"  get it: {missing.cure}"]
+    lines += [f"Lacking here: {one_line(text)}" for text in prepared.lacking]
+    lines += [f"Note: {one_line(text)}" for text in prepared.doubts]
     return "\n".join(lines)
 
 
@@ -93,7 +95,7 @@ def origin_lines(stage: Stage) -> list[str]:
     lines = []
     for key, value in leaves(stage.tree.values):
         if _is_told(key) and not _is_default(schema, key, value):
-            lines.append(f"{prefix}{'.'.join(key)} = {value}  ({stage.tree.origin(key)})")
+            lines.append(one_line(f"{prefix}{'.'.join(key)} = {value}  ({stage.tree.origin(key)})"))
     return lines
 
 
@@ -108,15 +110,16 @@ def _is_default(schema: Any, key: Key, value: Any) -> bool:
 
 def status_text(status: RunStatus) -> str:
     """Describe one run."""
-    lines = [f"{status.run}  {status.state}" + (f"  {status.reason}" if status.reason else "")]
-    lines.append(f"  recipe {status.recipe} on {status.backend}, submitted {age(status.created)} ago")
+    lines = [one_line(f"{status.run}  {status.state}  {status.reason}").rstrip()]
+    lines.append(one_line(f"  recipe {status.recipe} on {status.backend}, submitted {age(status.created)} ago"))
     if len(status.stages) > 1:
         lines += [
-            f"  {_stage_mark(s.state)} {s.name}  {s.state.lower()}{_lasted(s.started, s.ended)}" for s in status.stages
+            f"  {_stage_mark(s.state)} {one_line(s.name)}  {s.state.lower()}{_lasted(s.started, s.ended)}"
+            for s in status.stages
         ]
     if status.step is not None:
         lines.append("  " + progress_text(status))
-    lines.append(f"  attempt {status.attempt} ({status.attempts} in all), folder {status.dir}")
+    lines.append(f"  attempt {status.attempt} ({status.attempts} in all), folder {one_line(status.dir)}")
     lines += [f"  {line}" for line in failure_lines(status)]
     lines += [f"  {line}" for report in reports(Path(status.dir)) for line in report.splitlines()]
     return "\n".join(lines + [f"  next: {line}" for line in next_commands(status)])
@@ -150,7 +153,8 @@ def failure_lines(status: RunStatus) -> list[str]:
     lines = [f"first failure: {failure.summary}"]
     lines += [f"    {line}" for line in failure.traceback.strip().splitlines()[-6:]]
     rest = failure.message.splitlines()[1:]
-    return lines + [f"    {line}" for line in rest] + ([f"  {failure.hint}"] if failure.hint else [])
+    lines += [f"    {line}" for line in rest] + ([f"  {failure.hint}"] if failure.hint else [])
+    return [one_line(line) for line in lines]
 
 
 def next_commands(status: RunStatus) -> list[str]:

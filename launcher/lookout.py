@@ -8,6 +8,7 @@ import threading
 from launcher import console
 from launcher.backends.base import ENDED, PENDING, REQUEUED, BackendState
 from launcher.errors import LauncherError
+from launcher.plain_text import one_line
 from launcher.runs import state_of
 from launcher.store import Run
 
@@ -67,5 +68,5 @@ def _say_change(state: BackendState, said: str) -> str:
     waits = state.state in (PENDING, REQUEUED) or "does not answer" in state.reason
     now = without_countdown(f"{state.state}: {state.reason}") if waits and state.reason else ""
     if now and now != said:
-        console.say(f"{state.state.lower()}: {state.reason}")
+        console.say(f"{state.state.lower()}: {one_line(state.reason)}")
     return now

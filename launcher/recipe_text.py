@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launcher.explain import columns
+from launcher.plain_text import one_line
 from launcher.recipe import Recipe, explain, load
 from launcher.recipe_schema import LABELS
 from launcher.shipped import FIRST_ROW, common_stages, recipe_names, row_names, row_of
@@ -68,12 +69,13 @@ def _table(rows: Sequence[tuple[str, ...]]) -> str:
 
 def recipe_text(recipe: Recipe) -> str:
     """Explain one recipe: its labels, then each key with value, origin and meaning."""
-    lines = [f"{recipe.name} ({recipe.kind}), {recipe.source}"]
+    lines = [one_line(f"{recipe.name} ({recipe.kind}), {recipe.source}")]
     lines += [f"  {label}: {_label(recipe.tree.get((label,)))}" for label in LABELS if recipe.tree.get((label,))]
     for key, value, origin, doc in explain(recipe):
-        lines += [f"{key} = {value}", f"    {doc} ({origin})"]
+        lines += [f"{one_line(key)} = {one_line(value)}", f"    {doc} ({one_line(origin)})"]
     return "\n".join(lines)
 
 
 def _label(value: Any) -> str:
-    return ", ".join(f"{name} {number}" for name, number in value.items()) if isinstance(value, dict) else str(value)
+    shown = ", ".join(f"{name} {number}" for name, number in value.items()) if isinstance(value, dict) else value
+    return one_line(shown)

@@ -16,6 +16,7 @@ from launcher.errors import RequestError
 from launcher.explain import failure_lines, next_commands
 from launcher.logs import Selection, explain_nothing, follow, read
 from launcher.lookout import Lookout, without_countdown
+from launcher.plain_text import one_line
 from launcher.progress import Progress
 from launcher.status import RunStatus, reports, stage_progress, statuses
 from launcher.store import Run
@@ -94,7 +95,7 @@ def _print(lines: Iterable[str], to_people: bool = False) -> int:
     count = 0
     for line in lines:
         count += 1
-        console.say(line) if to_people else console.data(line)
+        console.say(line) if to_people else console.data_line(line)
     return count
 
 
@@ -118,7 +119,7 @@ def _result(run: Run, quiet_stdout: bool = False) -> int:
     for text in reports(run.folder.root):
         console.say(text) if quiet_stdout else console.data(text)
     took = f" in {in_words(status.ended - status.created)}" if status.ended else ""
-    reason = f": {status.reason}" if status.reason else ""
+    reason = f": {one_line(status.reason)}" if status.reason else ""
     console.say(f"{run.name} {status.state.lower()}{took}{reason}")
     console.say(f"Its files: {status.dir}")
     if status.state == SUCCEEDED:
@@ -135,8 +136,8 @@ def _bars(run: Run) -> None:
     from rich.progress import Progress as Bars
 
     layout = (
-        SpinnerColumn(finished_text="+"), TextColumn("{task.description}"), BarColumn(),
-        TextColumn("{task.fields[words]}"), TextColumn("{task.fields[took]}"),
+        SpinnerColumn(finished_text="+"), TextColumn("{task.description}", markup=False), BarColumn(),
+        TextColumn("{task.fields[words]}", markup=False), TextColumn("{task.fields[took]}", markup=False),
     )  # fmt: skip
     with Bars(*layout, console=Console(stderr=True)) as bars:
         tasks: dict[str, Any] = {}
@@ -152,7 +153,7 @@ def _update(bars: Any, tasks: dict[str, Any], status: RunStatus, run: Run) -> No
     progress = stage_progress(run, status.stages)
     for step in status.stages:
         if step.name not in tasks:
-            tasks[step.name] = bars.add_task(step.name, total=None, words="", took="")
+            tasks[step.name] = bars.add_task(one_line(step.name), total=None, words="", took="")
         done, words = _bar_words(step.state, progress[step.stage], step.kind == "merge")
         total = None if step.state not in ENDED and done is None else 1.0
         completed = 1.0 if step.state == SUCCEEDED else done or 0.0
@@ -160,7 +161,7 @@ def _update(bars: Any, tasks: dict[str, Any], status: RunStatus, run: Run) -> No
         bars.update(tasks[step.name], total=total, completed=completed, words=words, took=took)
     reason = without_countdown(status.reason)
     if reason and tasks.get("reason") != reason:
-        bars.console.print(status.reason)
+        bars.console.print(one_line(status.reason), markup=False, highlight=False)
     tasks["reason"] = reason
 
 

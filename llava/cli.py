@@ -199,10 +199,11 @@ def refcoco_data(
     """Make RefCOCO's evaluation files and training records from REFER's annotations."""
     from llava.entry import guarded
     from llava.evals.refcoco.prepare import prepare
+    from llava.plain_text import plain
 
     def work() -> None:
         for line in prepare(annotations, output, limit, seed, mix):
-            typer.echo(line)
+            typer.echo(plain(line))
 
     raise typer.Exit(guarded(work, on_signal="stop"))
 

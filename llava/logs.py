@@ -9,6 +9,7 @@ import time
 import warnings
 from pathlib import Path
 
+from llava.plain_text import plain
 from llava.run_folder import ENV_ATTEMPT_DIR
 
 LOG = logging.getLogger("llava")
@@ -23,6 +24,9 @@ class _Lines(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        return plain(super().format(record))
 
 
 class _Handler(logging.StreamHandler):  # type: ignore[type-arg]  # subscripts need Python 3.11
@@ -54,7 +58,7 @@ def start(rank: int) -> None:
 def show_progress(line: str) -> None:
     """The progress line: written over itself on a terminal, a log line elsewhere."""
     if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K{line}")
+        sys.stderr.write(f"\r\x1b[K{plain(line)}")
         sys.stderr.flush()
     else:
         LOG.info("%s", line)

@@ -12,6 +12,7 @@ from typing import TextIO
 
 from llava.chat import Conversation
 from llava.errors import LlavaError
+from llava.plain_text import plain
 from llava.run_folder import write_aside
 
 RESET, EXIT = "RESET", "EXIT"
@@ -31,7 +32,7 @@ Ctrl-C                  cut an answer short
 def answer(conversation: Conversation, question: str, out: TextIO) -> None:
     """Write one answer as it grows, and a newline."""
     shown = ""
-    for text in conversation.ask(question):
+    for text in map(plain, conversation.ask(question)):
         out.write(text[len(shown) :])
         out.flush()
         shown = text
@@ -51,7 +52,7 @@ def talk(conversation: Conversation, source: TextIO, out: TextIO) -> None:
         try:
             _obey(conversation, line.strip(), out)
         except LlavaError as error:
-            out.write(f"{error}\n")
+            out.write(plain(f"{error}\n"))
         except KeyboardInterrupt:
             if not interactive:
                 raise
@@ -109,10 +110,10 @@ def path_and_rest(text: str) -> tuple[str, str]:
 
 def _history(conversation: Conversation, rest: str, out: TextIO) -> None:
     for number, picture in enumerate(conversation.pictures, 1):
-        out.write(f"picture {number}: {picture}\n")
+        out.write(plain(f"picture {number}: {picture}\n"))
     for turn in conversation.turns:
         question = turn.question.replace("<image>\n", "<image> ")
-        out.write(f"{_PROMPT}{question}\n{turn.answer}\n")
+        out.write(plain(f"{_PROMPT}{question}\n{turn.answer}\n"))
 
 
 def _save(conversation: Conversation, rest: str, out: TextIO) -> None:

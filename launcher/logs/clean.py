@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import re
 
+from launcher.plain_text import SEQUENCES
+
 LONGEST_LINE = 16 * 1024
 """Bytes of a line that are shown."""
 
-_SEQUENCES = re.compile(
-    "(?:\x1b\\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours, cursor movements
-    # Titles, clipboard, device strings. One without an end loses only its introducer, below: its text may be a log's.
-    "|(?:\x1b[\\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\\\|\x9c)"
-    "|\x1b[ -/]*[0-~]"  # all others
-)
 # Control characters but the tab, line separators of Unicode, and what turns the direction of the text after it.
 _HARMFUL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
@@ -23,7 +19,7 @@ def clean(text: str) -> str:
         return text
     # A progress bar rewrites its line after each carriage return; only its last state is worth a line.
     shown = text.rstrip("\r").rpartition("\r")[2]
-    return _HARMFUL.sub("", _SEQUENCES.sub("", shown))
+    return _HARMFUL.sub("", SEQUENCES.sub("", shown))
 
 
 def shorten(raw: bytes) -> bytes:

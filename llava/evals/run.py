@@ -22,6 +22,7 @@ from llava.evals.merge import merge
 from llava.evals.progress import Progress
 from llava.evals.shards import split
 from llava.evals.store import Answer, AnswerFile, answered, remember_settings, stored
+from llava.plain_text import plain
 from llava.run_folder import ENV_RUN, RunFolder, write_aside
 
 log = logging.getLogger(__name__)
@@ -145,7 +146,7 @@ def finish(job: EvalJob) -> None:
     if ENV_RUN in os.environ:
         log.info("all rows answered once; the scores are in %s", folder)
     else:
-        print(text, end="", flush=True)
+        print(plain(text), end="", flush=True)
 
 
 def _merged(config: EvalConfig, subject: Subject, table: Table) -> Answered:

@@ -15,6 +15,7 @@ from llava.data.check.sources import Source, Training
 from llava.data.check.training import check_training
 from llava.errors import DataError
 from llava.logs import LOG
+from llava.plain_text import plain
 
 
 def check(sources: Sequence[Source], report: Path, processes: int | None = None) -> None:
@@ -36,7 +37,7 @@ def check(sources: Sequence[Source], report: Path, processes: int | None = None)
             sections += check_training(source, count, Bar)
         else:
             sections += check_benchmark(source, count, Bar)
-    sys.stdout.write(as_text(sections))
+    sys.stdout.write(plain(as_text(sections)))
     written = ", ".join(map(str, write(report, sections)))
     LOG.info("written: %s", written)
     grave = sum(section.grave for section in sections)

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import socket
 import time
 
 from launcher.backends.base import REQUEUED, RUNNING
-from launcher.backends.slurm.batch_job import Batch, cancelled, failed, log, requeue, time_left_s
+from launcher.backends.slurm.batch_job import Batch, cancelled, failed, log, own_id, requeue, time_left_s
 from launcher.backends.slurm.client import ask
 from launcher.backends.slurm.files import load_jobs
 from launcher.backends.slurm.settings import lead_s
+from launcher.backends.slurm.setup_lines import setup_lines
+from launcher.backends.slurm.setup_log import silent_module_error, why_setup_failed
 from launcher.ending import Ending, next_attempt, weigh
 from launcher.errors import BackendError
 from launcher.exits import expect_exits
@@ -27,6 +30,7 @@ _START_S = 30.0
 """An attempt that has no more time than this beside the time to save is not worth starting."""
 _SENT_S = 60.0
 """How long a job that starts at once waits for its submission to be written down."""
+_ENDED_FROM_OUTSIDE = (128 + signal.SIGHUP, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 def begin(batch: Batch) -> str:
@@ -39,6 +43,9 @@ def begin(batch: Batch) -> str:
     who = batch.cancelled_by()
     if who is not None:
         return cancelled(batch, word, who)
+    module_error = silent_module_error(batch.folder, own_id()) if batch.plan.settings["modules"] else ""
+    if module_error:
+        return failed(batch, _word_of(batch, job_id), module_error, 1)
     if word.state in (RUNNING, REQUEUED) and word.job_id == job_id:
         over = _account_for_loss(batch, word)
         if over:
@@ -61,6 +68,32 @@ def begin(batch: Batch) -> str:
     batch.write(word)
     batch.event("attempt", number=word.attempt, job=job_id, nodes=word.nodes)
     return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in _told(batch, word).items())
+
+
+def setup_failed(batch: Batch, code: int, line: int) -> str:
+    """Write down that a set-up line failed; return the end of the script.
+
+    Args:
+        batch: the job.
+        code: exit code of the line.
+        line: its number, from 1; 0 where the shell could not read the lines.
+    """
+    if not _was_sent(batch) or code in _ENDED_FROM_OUTSIDE:
+        return f"exit {code or 1}"
+    who = batch.cancelled_by()
+    word = _word_of(batch, os.environ["SLURM_JOB_ID"])
+    if who is not None:
+        return cancelled(batch, word, who)
+    lines = setup_lines(batch.plan.settings)
+    return failed(batch, word, why_setup_failed(batch.folder, own_id(), lines, code, line), code or 1)
+
+
+def _word_of(batch: Batch, job_id: str) -> Word:
+    """What this job said before; nothing but its number where that was another one."""
+    word = batch.word()
+    word = word if word.job_id == job_id else Word(job_id=job_id)
+    word.started = word.started or time.time()
+    return word
 
 
 def _was_sent(batch: Batch) -> bool:

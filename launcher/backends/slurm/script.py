@@ -11,6 +11,7 @@ from submitit.slurm.slurm import SlurmExecutor
 from launcher.backends.slurm.files import slurm_folder
 from launcher.backends.slurm.header import header_value
 from launcher.backends.slurm.settings import lead_s, option_value, parse_gpus, parse_gres, slurm_memory, slurm_time
+from launcher.backends.slurm.setup_lines import render_setup
 from launcher.errors import RequestError
 from launcher.one_line import breaking_character, shell_line, shell_word
 from launcher.plan import SHARD, Plan, Step
@@ -132,14 +133,11 @@ def _srun(place: dict[str, Any], step: Step, cpus: int | None) -> list[str]:
 
 def _before(plan: Plan, step: Step) -> list[str]:
     """Lines before srun: the site's own, then the head of the loop of attempts."""
-    place = plan.settings
-    modules = [f"module load {shlex.quote(name)}" for name in place["modules"]]
     code = shlex.quote(str(plan.code)) if plan.code else ""
     path = [f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}"] if code else []
     begin = f'while attempt=$({_call(plan, step, "begin")}) && eval "$attempt"; do'
-    # A set -e of the site's would end the script before it can say how srun ended.
-    tolerant = ["set +e"] if place["setup"] else []
-    return [*modules, *place["setup"], *tolerant, *path, "", *_explained(step), begin]
+    setup = render_setup(plan.settings, _call(plan, step, "setup"))
+    return [*setup, *path, "", *_explained(step), begin]
 
 
 def _explained(step: Step) -> list[str]:

@@ -31,11 +31,45 @@
 #SBATCH --wckey=key
 
 # setup
+# Set-up lines: one that fails ends the run; one followed by "|| true" does not.
+type module >/dev/null 2>&1 || for llavajob_init in "$LMOD_PKG/init/bash" "$MODULESHOME/init/bash" /etc/profile.d/lmod.sh /etc/profile.d/z00_lmod.sh /etc/profile.d/modules.sh /usr/share/lmod/lmod/init/bash /usr/share/Modules/init/bash /usr/share/modules/init/bash; do
+  if [ -r "$llavajob_init" ]; then source "$llavajob_init" && break; fi
+done
+IFS= read -rd '' llavajob_setup <<'LLAVAJOB_SETUP'
 module load gcc/12
 module load 'cuda/12.4 beta'
 source '/opt/my site/setup.sh'
 ulimit -n 65536
-set +e
+LLAVAJOB_SETUP
+llavajob_setup_failed() {  # EXIT_CODE LINE
+  trap - DEBUG ERR EXIT TERM; set +eu
+  eval "$(PYTHON -m launcher.backends.slurm.batch setup '/shared/my runs/run' train "$1" "$2")"
+  echo "llavajob: the set-up failed (exit code $1), and that could not be written down" >&2; exit 1
+}
+llavajob_before_line() {  # LINE
+  if (( $1 > 0 )) && [[ $1 != "${llavajob_line-}" ]]; then
+    llavajob_line=$1; echo "llavajob: set-up line $1" >&"$llavajob_log"
+  fi
+}
+llavajob_after_error() {  # EXIT_CODE LINE DEPTH
+  # Not in sourced files and subshells, and not for a pipeline whose end did not want all of its input (141).
+  (( $3 > 1 || BASH_SUBSHELL || $1 == 141 )) || llavajob_setup_failed "$1" "$2"
+}
+llavajob_before_exit() {  # EXIT_CODE
+  [[ ${llavajob_ended-} ]] || llavajob_setup_failed "$1" "${llavajob_line-0}"
+}
+[[ $llavajob_setup ]] || llavajob_setup_failed 1 0  # no room for a temporary file
+exec {llavajob_log}>&2
+trap 'llavajob_before_line $((LINENO - llavajob_base))' DEBUG
+trap 'llavajob_after_error $? $((LINENO - llavajob_base)) ${#BASH_SOURCE[@]}' ERR
+trap 'llavajob_before_exit $?' EXIT
+trap 'llavajob_ended=1; exit 143' TERM
+set -o pipefail
+llavajob_base=$LINENO; eval $'\n'"$llavajob_setup"$'\n\n:'; trap - DEBUG ERR
+set +eu +o pipefail
+[[ $(trap -p EXIT) != *llavajob_before_exit* ]] || trap - EXIT
+[[ $(trap -p TERM) != *llavajob_ended* ]] || trap - TERM
+echo "llavajob: set-up done" >&"$llavajob_log"; exec {llavajob_log}>&-
 
 # each node runs: '/opt/py env/bin/python' -m llava.agent -- -m llava.train --config '/shared/my runs/run/config.yaml'
 # with

@@ -1,0 +1,74 @@
+"""What the set-up lines printed, from Slurm's log of the job: the words of the one that failed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from launcher.backends.slurm.files import slurm_folder
+from launcher.backends.slurm.setup_lines import DONE, MARK
+from launcher.failure import decode_exit
+from launcher.logs.clean import clean
+from launcher.run_folder import RunFolder
+
+_MOST_BYTES = 256 * 1024
+_LAST_LINES = 3
+_LONGEST = 500
+_SHELL_PREFIX = re.compile(r"^\S*(?:slurm_script|bash): (?:eval: )?(?:line [0-9]+: )?")
+# Environment Modules 3 say so and return 0.
+_MODULE_ERROR = re.compile(r"ModuleCmd_\w+\.c\([0-9]+\):ERROR:[0-9]+: *(.*)")
+
+
+def why_setup_failed(run: RunFolder, job: str, lines: Sequence[str], code: int, number: int) -> str:
+    """Say which set-up line failed, and with which words.
+
+    Args:
+        run: the run's folder.
+        job: how Slurm names the job, or the member of an array.
+        lines: the set-up lines.
+        code: exit code of the line.
+        number: of the line, from 1; 0 where the shell could not read the lines at all.
+    """
+    words = _words_after_mark(_log(run, job))
+    if not 0 < number <= len(lines):
+        what = f"the set-up lines are not what bash can run (exit code {code})"
+    elif code == 0:
+        what = f"set-up line '{_short(lines[number - 1])}' ended the batch script before anything was started"
+    else:
+        # Small codes have a meaning for the runtime, not for a site's commands.
+        ended = decode_exit(code) if code > 128 else f"exit code {code}"
+        what = f"set-up line '{_short(lines[number - 1])}' failed ({ended})"
+    if "module: command not found" in words:
+        words += "; where modules need an init file, source it below slurm.setup and load them there"
+    return f"{what}: {words}" if words else what
+
+
+def silent_module_error(run: RunFolder, job: str) -> str:
+    """An error that ``module`` printed though it returned 0; empty: none."""
+    text = _log(run, job).rpartition(DONE)[0]
+    text = text[text.rfind(f"{MARK}1\n") :]
+    found = _MODULE_ERROR.search(text)
+    return f"a module could not be loaded: {clean(found[1])}" if found else ""
+
+
+def _log(run: RunFolder, job: str) -> str:
+    try:
+        with (slurm_folder(run) / f"{job}_0_log.out").open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - _MOST_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _words_after_mark(text: str) -> str:
+    _, mark, rest = text.rpartition(MARK)
+    if not mark:
+        return ""
+    lines = [_SHELL_PREFIX.sub("", clean(line)).strip() for line in rest.splitlines()[1:]]
+    return _short("; ".join(dict.fromkeys([line for line in lines if line][-_LAST_LINES:])), _LONGEST)
+
+
+def _short(text: str, most: int = 120) -> str:
+    text = clean(text.strip())
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -114,3 +114,15 @@ def test_a_site_with_lines_of_its_own_runs_in_awkward_paths(
     assert (job["TimeLimit"], job["Account"], job["QOS"], job["Partition"]) == ("2-00:00:00", "test", "normal", "main")
     assert job["Comment"].startswith("it's")
     assert "step 5" in rank_log(shell, "odd", 0, 1)
+
+
+def test_more_shards_than_an_array_takes_are_told_before_anything_is_sent(
+    shell: Shell, pipeline: Write, bed: Cluster
+) -> None:
+    """1001 is Slurm's own MaxArraySize: indices 0 to 1000."""
+    ask = ("submit", pipeline(), "--on", "slurm", "--name", "wide", "--set", "slurm.extra.hold=true", "--set")
+    said = shell(*ask, "stages.score.eval.shards=1002", check=2).err
+    assert "score has 1002 shards, and this cluster's arrays take 1001 (MaxArraySize)" in said
+    assert "--set stages.score.eval.shards=1001 or fewer" in said and not (shell.runs / "wide").exists()
+    shell(*ask, "stages.score.eval.shards=1001")
+    shell("cancel", "wide")

@@ -18,6 +18,7 @@ from launcher.asking import attempt_to, judge
 from launcher.backends.base import ENDED, SUCCEEDED, UNKNOWN, BackendState, StepState
 from launcher.backends.seen import never_sent
 from launcher.backends.slurm import client
+from launcher.backends.slurm.arrays import too_large_arrays
 from launcher.backends.slurm.files import Job, Jobs, load_jobs, plan_file, slurm_folder
 from launcher.backends.slurm.states import open_ids, run_state
 from launcher.doctor import Finding
@@ -59,6 +60,8 @@ class SlurmBackend:
         lacking = []
         if shutil.which("sbatch") is None:
             lacking.append("sbatch is not on PATH: this machine cannot send jobs to Slurm (use a login node)")
+        else:
+            lacking += too_large_arrays(plan)
         python = plan.steps[0].command[0]
         if not plan.settings["container"] and (python == sys.executable or Path(python).exists()):
             lacking += lacking_runtime(python)

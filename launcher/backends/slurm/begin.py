@@ -12,7 +12,7 @@ import socket
 import time
 
 from launcher.backends.base import REQUEUED, RUNNING
-from launcher.backends.slurm.batch_job import Batch, cancelled, failed, log, own_id, requeue, time_left_s
+from launcher.backends.slurm.batch_job import Batch, cancelled, failed, log, requeue, time_left_s
 from launcher.backends.slurm.client import ask
 from launcher.backends.slurm.files import load_jobs
 from launcher.backends.slurm.settings import lead_s
@@ -43,7 +43,7 @@ def begin(batch: Batch) -> str:
     who = batch.cancelled_by()
     if who is not None:
         return cancelled(batch, word, who)
-    module_error = silent_module_error(batch.folder, own_id()) if batch.plan.settings["modules"] else ""
+    module_error = silent_module_error(batch.folder, _log_name(batch)) if batch.plan.settings["modules"] else ""
     if module_error:
         return failed(batch, _word_of(batch, job_id), module_error, 1)
     if word.state in (RUNNING, REQUEUED) and word.job_id == job_id:
@@ -85,7 +85,14 @@ def setup_failed(batch: Batch, code: int, line: int) -> str:
     if who is not None:
         return cancelled(batch, word, who)
     lines = setup_lines(batch.plan.settings)
-    return failed(batch, word, why_setup_failed(batch.folder, own_id(), lines, code, line), code or 1)
+    return failed(batch, word, why_setup_failed(batch.folder, _log_name(batch), lines, code, line), code or 1)
+
+
+def _log_name(batch: Batch) -> str:
+    """What this job's log is named by; array variables count in arrays only, because others inherit them."""
+    if batch.member is None:
+        return os.environ["SLURM_JOB_ID"]
+    return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{batch.member}"
 
 
 def _word_of(batch: Batch, job_id: str) -> Word:

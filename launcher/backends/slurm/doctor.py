@@ -12,10 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from launcher.backends.slurm.arrays import largest_array
 from launcher.backends.slurm.client import ask, plain_words
+from launcher.backends.slurm.gres import count_gpus, in_words
 from launcher.backends.slurm.settings import (
     gpus_per_node,
     parse_gpus,
+    parse_gres,
     parse_memory_mb,
     parse_time_s,
     slurm_time,
@@ -45,6 +48,7 @@ def examine(profile: Profile) -> Iterator[Finding]:
         return
     yield from _accounting(profile)
     yield from _partition(profile)
+    yield from _arrays(profile, config)
     yield from _preemption(config)
     yield from _node(profile)
 
@@ -78,7 +82,9 @@ def _partition(profile: Profile) -> Iterator[Finding]:
     rows = [line.split("|") for line in ask("sinfo", "--noheader", "-o", "%P|%a|%l|%D|%c|%m|%G").splitlines()]
     names = sorted({row[0].rstrip("*") for row in rows})
     default = next((row[0][:-1] for row in rows if row[0].endswith("*")), "")
-    wanted = profile.settings["partition"].split(",")[0] or default
+    given = [name.strip() for name in profile.settings["partition"].split(",") if name.strip()]
+    # Slurm refuses a job that names a partition which is not there, whatever the others are.
+    wanted = next((name for name in given if name not in names), (given or [default])[0])
     mine = [row for row in rows if row[0].rstrip("*") == wanted]
     if not mine:
         seen = f"there is none named {wanted}" if wanted else "none is set and the cluster has no default"
@@ -116,15 +122,44 @@ def _node_size(profile: Profile, rows: list[list[str]]) -> Iterator[Finding]:
     if place["mem"] and parse_memory_mb(str(place["mem"])) > memory:
         cure = f"Set slurm.mem to {memory}M or less."
         yield Finding("mem", f"{place['mem']} asked for, nodes have {memory}M", False, cure)
-    offered = sorted({row[6].split("(")[0] for row in rows if "gpu" in row[6]})
+    yield _gpus(profile, [count_gpus(row[6]) for row in rows])
+
+
+def _gpus(profile: Profile, offered: list[dict[str, int]]) -> Finding:
+    """Whether nodes have the GPUs that each node is to give.
+
+    Args:
+        profile: what is asked for.
+        offered: GPUs by type, of each kind of node.
+    """
+    place = profile.settings
     asked = gpus_per_node(place) or profile.values.get(("resources", "gpus_per_node")) or 0
-    most = max((int(part) for text in offered for part in text.split(":")[-1:] if part.isdigit()), default=0)
-    kind = parse_gpus(str(place["gpus"]))[0] if place["gpus"] else ""
-    if asked > most or (kind and not any(f":{kind}:" in text for text in offered)):
-        seen = f"{place['gpus'] or place['gres'] or asked} asked for, nodes have {', '.join(offered) or 'none'}"
-        yield Finding("gpus", seen, False, "Set slurm.gpus or slurm.gres to what nodes have; CPU: --gpus-per-node 0.")
+    if place["gres"]:
+        kind = parse_gres(place["gres"])[0].partition(":")[2]
     else:
-        yield Finding("gpus", ", ".join(offered) or "nodes have none", True if offered else None)
+        kind = parse_gpus(str(place["gpus"]))[0] if place["gpus"] else ""
+    seen = "; ".join(sorted({in_words(counts) for counts in offered if counts}))
+    if kind:
+        fits = any(counts.get(kind, 0) >= max(1, asked) for counts in offered)
+    else:
+        fits = any(sum(counts.values()) >= asked for counts in offered)
+    if fits:
+        return Finding("gpus", seen or "nodes have none", True if seen else None)
+    seen = f"{place['gpus'] or place['gres'] or asked} asked for, nodes have {seen or 'none'}"
+    return Finding("gpus", seen, False, "Set slurm.gpus or slurm.gres to what nodes have; CPU: --gpus-per-node 0.")
+
+
+def _arrays(profile: Profile, config: dict[str, str]) -> Iterator[Finding]:
+    """Each shard of an evaluation is a member of an array."""
+    most = largest_array(config)
+    if most is None:
+        return
+    asked = profile.values.get(("eval", "shards")) or 0
+    if asked > most:
+        cure = f"Set eval.shards below values: to {most} or fewer."
+        yield Finding("arrays", f"{asked} shards asked for, an array takes {most} (MaxArraySize)", False, cure)
+    else:
+        yield Finding("arrays", f"up to {most} shards in an evaluation (MaxArraySize)")
 
 
 def _preemption(config: dict[str, str]) -> Iterator[Finding]:

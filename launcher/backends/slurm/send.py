@@ -121,6 +121,8 @@ def _refused(words: str) -> BackendError:
 
 
 _HINTS = {
+    "job array specification": "How many shards an array may have: scontrol show config | grep MaxArraySize. Ask for "
+    "fewer: --set eval.shards=N",
     "no such file": "Run this on a login node of the cluster, with Slurm's commands on PATH.",
     "partition": "Partitions: sinfo -s. Name one: slurm.partition in the profile, or --set slurm.partition=NAME",
     "account": "Your accounts: sacctmgr show associations user=$USER. Name one: --set slurm.account=NAME",

@@ -78,8 +78,9 @@ _N = r"([0-9]{1,9})"
 _CLOCK = re.compile(rf"(?:{_N}-)?{_N}(?::{_N})?(?::{_N})?")
 _SPAN = re.compile(rf"(?:{_N}d)?(?:{_N}h)?(?:{_N}m(?:in)?)?(?:{_N}s)?")
 _SIZE = re.compile(r"([0-9]{1,15})([KMGT]?)B?", re.IGNORECASE | re.ASCII)
-_GPUS = re.compile(rf"(?:([A-Za-z][\w.-]*)(?::{_N})?|{_N})", re.ASCII)
-_GRES = re.compile(rf"(gpu(?::[A-Za-z][\w.-]*)?)(?::{_N})?", re.ASCII)
+_TYPE = r"(?:[A-Za-z][\w.-]*|[0-9]+g\.[\w.+-]+)"  # the second: parts of a GPU, such as 1g.10gb
+_GPUS = re.compile(rf"(?:({_TYPE})(?::{_N})?|{_N})", re.ASCII)
+_GRES = re.compile(rf"(gpu(?::{_TYPE})?)(?::{_N})?", re.ASCII)
 _MEGABYTES = {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024 * 1024}
 
 

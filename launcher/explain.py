@@ -10,10 +10,12 @@ from typing import Any
 
 from launcher.backends.base import CANCELLED, ENDED, FAILED, SUCCEEDED
 from launcher.durations import age, in_words
+from launcher.going_on import going_on
 from launcher.plain_text import one_line
 from launcher.planning import accumulation, config_values, processes_per_node, world_size
 from launcher.recipe import Stage
 from launcher.recipe_schema import LABELS, recipe_schema
+from launcher.run_folder import RunFolder
 from launcher.runs import Prepared
 from launcher.schema import find
 from launcher.status import RunStatus, reports
@@ -162,7 +164,7 @@ def next_commands(status: RunStatus) -> list[str]:
     if status.state == SUCCEEDED:
         return []
     if status.state in ENDED:
-        return [f"llavajob logs {status.run} --tail 50", f"llavajob resume {status.run}"]
+        return [f"llavajob logs {status.run} --tail 50", going_on(status.run, RunFolder(Path(status.dir)))]
     return [f"llavajob logs {status.run} --follow", f"llavajob cancel {status.run}"]
 
 

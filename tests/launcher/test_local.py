@@ -111,6 +111,21 @@ def test_what_cannot_be_resumed_says_what_to_do(shell: Shell, recipe: Write) -> 
     assert "no complete checkpoint" in said and "llavajob submit train" in said
 
 
+def test_what_comes_next_is_never_a_command_that_is_refused(shell: Shell, recipe: Write) -> None:
+    shell("submit", recipe(), "--name", "none", "--set", "retries.without_progress=0", STANDIN_FAIL="exit:3")
+    shell.wait("none")
+    for path in (shell.runs / "none/checkpoints").rglob("COMPLETE"):
+        path.unlink()
+    said = shell("status", "none").out
+    assert "next: llavajob submit train.yaml --set retries.without_progress=0\n" in said
+    assert "llavajob resume" not in said and shell("resume", "none", check=2).code == 2
+    shell("submit", "train.yaml", "--name", "long", STANDIN_STEPS="1000")
+    shell.wait_step("long", 2)
+    shell("cancel", "long")
+    assert "next: llavajob resume long\n" in shell("status", "long").out
+    shell("resume", "long")
+
+
 def test_a_killed_agent_is_followed_by_another_attempt(shell: Shell, recipe: Write) -> None:
     shell("submit", recipe(), "--name", "hit", STANDIN_FAIL="kill-progress", STANDIN_FAIL_ATTEMPTS="1")
     done = shell.wait("hit")

@@ -50,7 +50,8 @@ class Pod:
     def object(self) -> dict[str, Any]:
         state = {"terminated": {"containerID": f"x://{self.name}"}} if self.over else {"running": {}}
         status = {"name": "pytorch", "containerID": f"x://{self.name}", "state": state, "lastState": {}}
-        meta = {"name": self.name, "creationTimestamp": stamp(self.created)}
+        labels = {"llavajob/run": "run"}
+        meta = {"name": self.name, "creationTimestamp": stamp(self.created), "labels": labels}
         return {"metadata": meta, "status": {"containerStatuses": [status]}}
 
 

@@ -6,24 +6,29 @@ import getpass
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from launcher import console
 from launcher.asking import attempt_to, judge
 from launcher.backends.base import ENDED, SUCCEEDED, UNKNOWN, BackendState, StepState
+from launcher.backends.kubernetes import removal
 from launcher.backends.kubernetes.files import Part, Sent, load_sent
+from launcher.backends.kubernetes.guards import require_free, require_own, require_place, runs_elsewhere
+from launcher.backends.kubernetes.ownership import original_of, owner_of_plan, owner_of_run
+from launcher.backends.kubernetes.place import describe_place, silent_place
+from launcher.backends.kubernetes.removal import MADE_KINDS, clear_away, persist, take_back
 from launcher.backends.seen import never_sent
 from launcher.doctor import Finding
-from launcher.errors import BackendError, NotAnswering
-from launcher.patience import insist
-from launcher.plan import Plan
+from launcher.errors import BackendError, NotAnswering, SubmissionUnknown
+from launcher.plan import Plan, Step
 from launcher.profiles import Profile
 from launcher.reach import Reach
 from launcher.run_folder import RunFolder, write_json
+from launcher.run_identity import claim_folder
 from launcher.step_word import word_file
 from launcher.store import Run
 
@@ -31,14 +36,8 @@ if TYPE_CHECKING:
     from launcher.backends.kubernetes.client import Client
     from launcher.backends.kubernetes.states import Answer
 
-PATIENCE_S = 180.0
-"""How long a server that does not answer is asked again to take, or to end, a run."""
-_GONE_S = 300.0
-"""How long pods may take to go, beside the time that they have to save."""
-_POLL_S = 0.5
 _FRESH_S = 2.0
 """Answers so old still count: several commands look at the same run many times a second."""
-_KINDS = ("PyTorchJob", "Job")
 _MOST_BY_NAME = 50
 """More runs than these are asked for by what made them, not by name."""
 
@@ -61,7 +60,14 @@ class KubernetesBackend:
         return check_plan(plan)
 
     def where(self, plan: Plan) -> dict[str, str]:
-        return {}
+        """Which cluster and namespace a run will be in; a silent server's cluster is found out when it is sent."""
+        from launcher.backends.kubernetes.client import Client
+
+        client = Client(plan.settings)
+        try:
+            return describe_place(client)
+        except NotAnswering:
+            return silent_place(client)
 
     def reach(self, profile: Profile) -> Reach:
         from launcher.backends.kubernetes.reach import PodReach
@@ -73,21 +79,39 @@ class KubernetesBackend:
         from launcher.backends.kubernetes.client import Client
         from launcher.backends.kubernetes.objects import objects_to_send, open_steps, step_object
 
-        client = Client(plan.settings)
+        client, owner = Client(plan.settings), owner_of_plan(plan)
+        here = persist(lambda: describe_place(client))
         before = load_sent(run.folder)
         if before.parts:
-            _clear_away(run.folder, client, before)
+            require_own(run, before)
+            require_place(run, before, here, client.context)
         sent = _sent(run.folder, client, plan, before)
         objects = objects_to_send(plan)
-        for obj in [*objects, *(step_object(plan, step) for step in open_steps(plan) if sent.conductor)]:
-            _insist(lambda obj=obj: client.create(obj, dry_run=True))  # type: ignore[misc]
+        steps = [step_object(plan, step) for step in open_steps(plan) if sent.conductor]
+        for obj in [*reversed(objects), *steps]:
+            persist(lambda obj=obj: require_free(client, owner, obj))  # type: ignore[misc]
+        if plan.folder == run.folder.root:
+            # Who removes the folder and submits another run of the name must not meet the old one's pods there.
+            claim_folder(run.folder.root, plan.run_id)
+        if before.parts:
+            clear_away(owner, client)
+            for step in plan.steps:
+                _forget_words(run.folder, step, sent)
+        for obj in [*objects, *steps]:
+            persist(lambda obj=obj: client.create(obj, dry_run=True))  # type: ignore[misc]
+        sent.where, sent.folder, sent.inode = here, str(run.folder.root), run.folder.root.stat().st_ino
         sent.save(run.folder)
         try:
             for obj in objects:
-                client.create_once(obj, PATIENCE_S, console.say)
-        except BaseException:
-            _take_back(client, objects)
-            raise
+                client.create_once(obj, removal.PATIENCE_S, console.say)
+        except BaseException as error:
+            if take_back(client, owner, objects):
+                if before.parts:
+                    before.save(run.folder)
+                raise
+            raise SubmissionUnknown(_may_be_there(error, client)) from error
+        if run.folder.cancel_request.exists():
+            clear_away(owner, client)  # somebody did not want to wait for it
         sent.complete = True
         sent.save(run.folder)
         return [str(objects[-1]["metadata"]["name"])]
@@ -116,10 +140,13 @@ class KubernetesBackend:
         """Delete the conductor, then the objects; return when every pod has saved and gone."""
         from launcher.backends.kubernetes.client import Client
 
+        sent = load_sent(run.folder)
+        client = Client(sent.place)
+        require_own(run, sent)
+        require_place(run, sent, persist(lambda: describe_place(client)), sent.context)
         who = f"{getpass.getuser()}@{socket.gethostname()}"
         write_json(run.folder.cancel_request, {"by": who, "time": time.time()})
-        sent = load_sent(run.folder)
-        _clear_away(run.folder, Client(sent.place), sent, lambda: _quietly_mirror(run, sent))
+        clear_away(owner_of_run(run), client, lambda: _quietly_mirror(run, sent))
         _forget_answers()
         return self.states([run])[0]
 
@@ -130,16 +157,11 @@ class KubernetesBackend:
 
 
 def _judged(run: Run, sent: Sent, answers: dict[tuple[str, ...], Answer]) -> BackendState:
-    from launcher.backends.kubernetes.states import run_state
-
     if sent.end is not None:
         return sent.end
     if not sent.parts:
         return never_sent(run.created)
-    answer = answers[tuple(sent.place.values())]
-    if not answer.trouble:
-        _quietly_mirror(run, sent)
-    return _remembered(run.folder, sent, run_state(run.folder, sent, answer))
+    return _state(run, sent, answers[tuple(sent.place.values())])
 
 
 def _sent(folder: RunFolder, client: Client, plan: Plan, before: Sent) -> Sent:
@@ -156,56 +178,23 @@ def _sent(folder: RunFolder, client: Client, plan: Plan, before: Sent) -> Sent:
             state.state = SUCCEEDED
             parts.append(Part(state))
             continue
-        for number in (None, *range(step.nodes)) if step.kind == "array" else (None,):
-            word_file(folder, step.name, number).unlink(missing_ok=True)
         kind = str(step_object(plan, step)["kind"])
         parts.append(Part(state, kind, object_name(plan, step), list(step.members)))
     conductor = plan.run if has_conductor(plan) else ""
     return Sent(client.context, client.namespace, conductor, parts, time.time())
 
 
-def _take_back(client: Client, objects: Sequence[dict[str, Any]]) -> None:
-    """Delete what was created of a submission that failed, as far as the server lets us."""
-    for obj in reversed(objects):
-        try:
-            found = client.get(str(obj["kind"]), str(obj["metadata"]["name"]))
-            if found is not None and found["metadata"].get("annotations") == obj["metadata"]["annotations"]:
-                client.delete(str(obj["kind"]), str(obj["metadata"]["name"]))
-        except BackendError:
-            return
+def _forget_words(folder: RunFolder, step: Step, sent: Sent) -> None:
+    """Forget what a step that is started anew said last."""
+    if not any(part.kind and part.step.name == step.name for part in sent.parts):
+        return
+    for number in (None, *range(step.nodes)) if step.kind == "array" else (None,):
+        word_file(folder, step.name, number).unlink(missing_ok=True)
 
 
-def _clear_away(folder: RunFolder, client: Client, sent: Sent, meanwhile: Callable[[], None] = lambda: None) -> None:
-    """Delete a run's objects, the one that makes others first, and wait until their pods are gone."""
-    from launcher.backends.kubernetes.labels import RUN_LABEL
-
-    selector = f"{RUN_LABEL}={folder.name}"
-    meanwhile()
-    if sent.conductor:
-        _insist(lambda: client.delete("Job", sent.conductor))
-        _wait_gone(lambda: [p for p in client.list("Pod", f"{selector},llavajob/step=conductor")], meanwhile)
-    for kind in _KINDS:
-        _insist(lambda kind=kind: client.delete_all(kind, selector))  # type: ignore[misc]
-    _wait_gone(lambda: [obj for kind in ("Pod", *_KINDS) for obj in client.list(kind, selector)], meanwhile)
-    _insist(lambda: client.delete_all("ConfigMap", selector))
-    # Its name is taken until the cluster's garbage collector has been there.
-    _wait_gone(lambda: [*client.list("ConfigMap", selector)], meanwhile)
-
-
-def _wait_gone(left: Callable[[], list[dict[str, Any]]], meanwhile: Callable[[], None]) -> None:
-    grace_s, start = 0.0, time.monotonic()
-    while found := _insist(left):
-        graces = [float((obj.get("spec") or {}).get("terminationGracePeriodSeconds") or 0.0) for obj in found]
-        grace_s = max(grace_s, *graces)
-        if time.monotonic() - start > grace_s + _GONE_S:
-            names = ", ".join(f"{obj['kind']} {obj['metadata']['name']}" for obj in found)
-            raise BackendError(f"still there after {grace_s + _GONE_S:.0f} s: {names}", "See: kubectl describe")
-        meanwhile()
-        time.sleep(_POLL_S)
-
-
-def _insist(call: Callable[[], Any]) -> Any:
-    return insist(call, PATIENCE_S, console.say)
+def _may_be_there(error: BaseException, client: Client) -> str:
+    why = error.message if isinstance(error, BackendError) else "the submission was interrupted"
+    return f"{why}; the run may have been sent to {client.server()}, and may start there"
 
 
 # Looking
@@ -242,13 +231,56 @@ def _query(place: tuple[str, ...], runs: Sequence[str]) -> Answer:
     few = len(runs) <= _MOST_BY_NAME
     selector = f"{RUN_LABEL} in ({','.join(runs)})" if few else f"{MANAGED_LABEL}={MANAGER}"
     client = Client({"context": place[0], "namespace": place[1]})
+    where = silent_place(client)
     try:
-        objects = [obj for kind in _KINDS for obj in client.list(kind, selector)]
+        where = describe_place(client)
+        objects = [obj for kind in MADE_KINDS for obj in client.list(kind, selector)]
         pods = client.list("Pod", selector)
         events = waiting_events(client, objects, pods)
     except NotAnswering as error:
-        return Answer(trouble=error.message)
-    return Answer({(str(o["kind"]), str(o["metadata"]["name"])): o for o in objects}, pods, events)
+        return Answer(trouble=error.message, where=where)
+    return Answer({(str(o["kind"]), str(o["metadata"]["name"])): o for o in objects}, pods, events, where=where)
+
+
+def _state(run: Run, sent: Sent, answer: Answer) -> BackendState:
+    """Where a run is that has not ended as far as is known; nothing of another run's is taken for its own."""
+    from launcher.backends.kubernetes.states import run_state
+
+    original = original_of(run, sent.folder, sent.inode)
+    if original:
+        return _unknown(sent, f"this is a copy of the run in {original}: look there")
+    reason = runs_elsewhere(run, sent, answer.where)
+    if reason:
+        return _unknown(sent, reason)
+    own = answer.of(owner_of_run(run))
+    _note_what_is_there(sent, own)
+    if not answer.trouble:
+        _quietly_mirror(run, sent)
+    there = str(run.record.get("there", run.folder.root))
+    return _remembered(run.folder, sent, run_state(run.folder, sent, own, (_apart(run) and there) or ""))
+
+
+def _unknown(sent: Sent, reason: str) -> BackendState:
+    steps = [part.step for part in sent.parts]
+    for step in steps:
+        step.state = UNKNOWN
+    return BackendState(UNKNOWN, reason, stage=steps[0].stage if steps else "", steps=steps)
+
+
+def _apart(run: Run) -> bool:
+    """Whether pods keep the run in a folder that is not the one here."""
+    return bool(run.record.get("there", str(run.folder.root)) != str(run.folder.root))
+
+
+def _note_what_is_there(sent: Sent, answer: Answer) -> None:
+    """Note what may be missing at the next look: what was seen once was sent, and what was seen going was deleted."""
+    for part in sent.parts:
+        obj = answer.objects.get((part.kind, part.name))
+        if obj is not None:
+            part.deleting = bool(obj["metadata"].get("deletionTimestamp"))
+            sent.complete = sent.complete or not sent.conductor
+    if ("Job", sent.conductor) in answer.objects:
+        sent.complete = True
 
 
 def _mirror(run: Run, sent: Sent) -> list[str]:
@@ -261,7 +293,7 @@ def _mirror(run: Run, sent: Sent) -> list[str]:
         NotAnswering: the server is silent.
         BackendError: it refuses to list the pods.
     """
-    if run.record.get("there", str(run.folder.root)) == str(run.folder.root):
+    if not _apart(run):
         return []
     from launcher.backends.kubernetes.client import Client
     from launcher.backends.kubernetes.sync import sync
@@ -277,8 +309,12 @@ def _quietly_mirror(run: Run, sent: Sent) -> None:
 
 def _remembered(folder: RunFolder, sent: Sent, state: BackendState) -> BackendState:
     """Keep the end of a run in its folder: objects are deleted, and need not be asked for again."""
-    if state.state in ENDED and os.access(Path(folder.root), os.W_OK):
+    before = load_sent(folder)
+    if before.submitted != sent.submitted or not os.access(Path(folder.root), os.W_OK):
+        return state  # it was submitted again since we looked
+    if state.state in ENDED:
         sent.end = state
+    if sent != before:
         # Looking never needs to write: on a full disk, the next look remembers it.
         with suppress(OSError):
             sent.save(folder)

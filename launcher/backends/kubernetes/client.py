@@ -136,26 +136,33 @@ class Client:
         own = {"apiVersion": KINDS[kind][0], "kind": kind}
         return [{**own, **item} for item in found.get("items") or []]
 
-    def delete(self, kind: str, name: str, foreground: bool = True, grace_s: int | None = None) -> bool:
+    def delete(self, kind: str, name: str, foreground: bool = True, grace_s: int | None = None, uid: str = "") -> bool:
         """Delete an object; False when there was none.
 
         Args:
             foreground: keep it, marked as being deleted, until all that it owns is gone.
             grace_s: time that a pod has to end; null: as it says itself.
+            uid: delete that very object, and nothing else that has taken its name since.
         """
         body: Object = {"propagationPolicy": "Foreground" if foreground else "Background"}
         if grace_s is not None:
             body["gracePeriodSeconds"] = grace_s
+        if uid:
+            body["preconditions"] = {"uid": uid}
         answer = self._connection.call("DELETE", self._path(kind, name), None, body)
         if answer.status == 404 and _names(answer, name):
+            return False
+        if uid and answer.status == 409 and b"Precondition failed" in answer.body:
             return False
         self._checked(answer, kind, f"delete {kind} '{name}'")
         return True
 
-    def delete_all(self, kind: str, selector: str, foreground: bool = True) -> Sequence[str]:
-        """Delete those objects that the labels select, one by one; return their names."""
-        names = [str(obj["metadata"]["name"]) for obj in self.list(kind, selector)]
-        return [name for name in names if self.delete(kind, name, foreground)]
+    def delete_all(
+        self, kind: str, selector: str, foreground: bool = True, wanted: Callable[[Object], bool] = lambda obj: True
+    ) -> Sequence[str]:
+        """Delete those objects that the labels select and that are wanted, one by one; return their names."""
+        found = [obj["metadata"] for obj in self.list(kind, selector) if wanted(obj)]
+        return [str(m["name"]) for m in found if self.delete(kind, m["name"], foreground, uid=str(m.get("uid") or ""))]
 
     def create_once(self, obj: Object, patience_s: float, say: Callable[[str], None] = lambda text: None,
                     pause_s: float = 3.0) -> Object:  # fmt: skip
@@ -178,7 +185,7 @@ class Client:
             if found is None:
                 raise NotAnswering(f"{kind} '{name}' was being deleted", "Try again.")
             if not _made_by(found, manager):
-                raise _in_the_way(found)
+                raise in_the_way(found)
             return found
 
         return insist(attempt, max(0.0, deadline - time.monotonic()), say, pause_s)
@@ -303,15 +310,21 @@ def _made_by(obj: Object, manager: str) -> bool:
     return any(entry.get("manager") == manager for entry in obj["metadata"].get("managedFields") or [])
 
 
-def _in_the_way(obj: Object) -> BackendError:
+def in_the_way(obj: Object) -> BackendError:
     """The error for a name that is taken: by what, since when, and how to free it."""
-    meta = obj["metadata"]
-    run = (meta.get("labels") or {}).get(RUN_LABEL)
-    folder = (meta.get("annotations") or {}).get(FOLDER_ANNOTATION)
-    whose = f"run {run}{f' in {folder}' if folder else ''}" if run else "not made by llavajob"
-    message = f"{obj['kind']} '{meta['name']}' is already in namespace '{meta.get('namespace')}'"
-    message += f" since {str(meta['creationTimestamp']).replace('T', ' ').replace('Z', ' UTC')} ({whose})"
+    meta, run = obj["metadata"], (obj["metadata"].get("labels") or {}).get(RUN_LABEL)
+    message = taken_by(obj)
     if meta.get("deletionTimestamp"):
         return BackendError(f"{message}; it is being deleted", "Wait until it is gone, or take another name: --name")
     cure = f"End it: llavajob cancel {run}; or take another name: --name" if run else "Take another name: --name"
     return BackendError(message, cure)
+
+
+def taken_by(obj: Object) -> str:
+    """Say what has a name, and since when."""
+    meta = obj["metadata"]
+    run = (meta.get("labels") or {}).get(RUN_LABEL)
+    folder = (meta.get("annotations") or {}).get(FOLDER_ANNOTATION)
+    whose = f"run {run}{f' in {folder}' if folder else ''}" if run else "not made by llavajob"
+    since = str(meta.get("creationTimestamp")).replace("T", " ").replace("Z", " UTC")
+    return f"{obj['kind']} '{meta['name']}' is already in namespace '{meta.get('namespace')}' since {since} ({whose})"

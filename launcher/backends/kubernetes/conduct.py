@@ -2,7 +2,8 @@
 
 ``python -m launcher.backends.kubernetes.conduct`` reads the plan and the objects that are mounted from the run's
 ConfigMap. It may be started again at any moment: what is there already is not created twice. Its service account
-needs no more than to create and get PyTorchJobs and Jobs. Exit code: 0 all done; 1 a step did not succeed.
+needs no more than to create and get PyTorchJobs and Jobs. Exit code: 0 all done; 1 a step did not succeed; 2 the run's
+folder belongs to another run.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import yaml
 from launcher.backends.base import CANCELLED, FAILED, SUCCEEDED
 from launcher.backends.kubernetes.client import Client
 from launcher.backends.kubernetes.ending_note import leave_note
+from launcher.backends.kubernetes.labels import FOLDER_ANNOTATION, RUN_ID_LABEL, RUN_LABEL
 from launcher.backends.kubernetes.refusals import AlreadyThere
 from launcher.backends.kubernetes.template import ENV_PLAN, PLAN_FILE
 from launcher.backends.kubernetes.volumes import FILES_MOUNT
@@ -25,6 +27,8 @@ from launcher.backends.kubernetes.words import job_state
 from launcher.errors import BackendError
 from launcher.patience import insist
 from launcher.plan_text import load_plan
+from launcher.run_folder import EXIT_BAD_REQUEST
+from launcher.run_identity import FolderTaken, claim_folder
 
 PATIENCE_S = 24 * 3600.0
 """How long a silent server is asked again: what it conducts may train for days."""
@@ -34,8 +38,17 @@ _POLL_S = 2.0
 def main() -> int:
     """Conduct the steps that are mounted here."""
     files = Path(os.environ.get(ENV_PLAN, f"{FILES_MOUNT}/{PLAN_FILE}")).parent
-    client = Client({})
-    for step in load_plan(files / PLAN_FILE).steps:
+    client, plan = Client({}), load_plan(files / PLAN_FILE)
+    try:
+        claim_folder(plan.folder, plan.run_id)
+    except FolderTaken as error:
+        _say(error.message)
+        leave_note(error.message)
+        return EXIT_BAD_REQUEST
+    except OSError as error:
+        # It writes nothing there itself: the pods of the steps look again, and say what is wrong.
+        _say(f"the run's folder cannot be looked at: {error}")
+    for step in plan.steps:
         path = files / f"object-{step.name}.yaml"
         if not path.is_file():
             continue
@@ -59,7 +72,7 @@ def _conduct(client: Client, obj: dict[str, Any]) -> str:
     while True:
         time.sleep(_POLL_S)
         found = insist(lambda: client.get(kind, name), PATIENCE_S, _say)
-        if found is None:
+        if found is None or _run_of(found) != _run_of(obj):
             return f"{kind} {name} was deleted by somebody else"
         state, reason = job_state(found)
         if state == SUCCEEDED:
@@ -80,7 +93,8 @@ def _create(client: Client, obj: dict[str, Any]) -> None:
 def _run_of(obj: dict[str, Any]) -> object:
     """What tells this run's objects from those of others with the same name."""
     meta = obj["metadata"]
-    return (meta.get("labels") or {}).get("llavajob/run"), (meta.get("annotations") or {}).get("llavajob/folder")
+    labels, annotations = meta.get("labels") or {}, meta.get("annotations") or {}
+    return labels.get(RUN_LABEL), labels.get(RUN_ID_LABEL), annotations.get(FOLDER_ANNOTATION)
 
 
 def _say(text: str) -> None:

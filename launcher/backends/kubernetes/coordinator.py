@@ -63,6 +63,8 @@ class Coordinator:
     _lost: list[int] = field(default_factory=list)
     """Nodes that the last attempt lost."""
     server: asyncio.Server | None = None
+    run_id: str = ""
+    """Nodes of another run are sent away."""
 
     @property
     def stage(self) -> RunFolder:
@@ -160,7 +162,7 @@ class Coordinator:
         number, node = -1, Node(wire)
         async for message in wire.messages():
             if "hello" in message:
-                if message.get("gang") != gang_of(self.folder, self.step):
+                if message.get("gang") != gang_of(self.folder, self.step, self.run_id):
                     break
                 number, node.pod = int(message["hello"]), str(message.get("pod", ""))
                 if number in self.nodes:

@@ -23,6 +23,8 @@ class Part:
     name: str = ""
     members: list[int] = field(default_factory=list)
     """Shards of an array, by the index that its pods have."""
+    deleting: bool = False
+    """Whether its object was seen being deleted before it had ended."""
 
 
 @dataclass
@@ -38,6 +40,12 @@ class Sent:
     complete: bool = False
     """Whether all was created that was to be."""
     end: BackendState | None = None
+    where: dict[str, str] = field(default_factory=dict)
+    """The server's address and what tells its cluster from others; empty for runs of older versions."""
+    folder: str = ""
+    """The run's folder at that time, to tell a copy of it; empty for runs of older versions."""
+    inode: int = 0
+    """Number of that folder in its file system."""
 
     @property
     def place(self) -> dict[str, str]:

@@ -13,6 +13,7 @@ from launcher.backends.kubernetes.labels import (
     MANAGED_LABEL,
     MANAGER,
     QUEUE_LABEL,
+    RUN_ID_LABEL,
     RUN_LABEL,
     STEP_LABEL,
 )
@@ -98,7 +99,9 @@ def conductor(plan: Plan) -> Object:
     own = {"completions": 1, "parallelism": 1, "backoffLimit": _CONDUCTOR_TRIES}
     template = _marked(base["spec"]["template"], plan, CONDUCTOR)
     fill_conductor_pod(template, plan)
-    base["spec"] = _job_spec(base["spec"], {**own, "podFailurePolicy": _failure_policy("FailJob", [1])}, template)
+    base["spec"] = _job_spec(
+        base["spec"], {**own, "podFailurePolicy": _failure_policy("FailJob", [1, EXIT_BAD_REQUEST])}, template
+    )
     return _head(base, plan.run, plan, CONDUCTOR, queue=False)
 
 
@@ -146,6 +149,8 @@ def _head(base: Object, name: str, plan: Plan, step: str, queue: bool) -> Object
 def _marks(base: Object, plan: Plan, step: str) -> dict[str, dict[str, str]]:
     """Labels and annotations: the base's, the profile's over them, llavajob's own over both."""
     own = {MANAGED_LABEL: MANAGER, RUN_LABEL: plan.run, **({STEP_LABEL: step} if step else {})}
+    if plan.run_id:
+        own[RUN_ID_LABEL] = plan.run_id
     labels = {**(base.get("labels") or {}), **plan.settings["labels"], **own}
     folder = {FOLDER_ANNOTATION: str(plan.folder)}
     return {

@@ -28,9 +28,9 @@ _DIAL_AGAIN_S = 0.5
 _NOT_HANDED_ON = frozenset({"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PET_MASTER_ADDR", "PET_MASTER_PORT"})
 
 
-def gang_of(folder: RunFolder, step: Step) -> str:
+def gang_of(folder: RunFolder, step: Step, run_id: str = "") -> str:
     """What tells a gang from another: an address may by now belong to another run's pod."""
-    return f"{folder.root}: {step.name}"
+    return f"{folder.root}: {step.name}{f' of run {run_id}' if run_id else ''}"
 
 
 @dataclass
@@ -66,7 +66,8 @@ class Participant:
             except OSError:
                 await asyncio.sleep(_DIAL_AGAIN_S)
                 continue
-            wire.send(hello=self.number, gang=gang_of(self.folder, self.step), pod=socket.gethostname())
+            gang = gang_of(self.folder, self.step, self.run_id)
+            wire.send(hello=self.number, gang=gang, pod=socket.gethostname())
             code = await self._take_part(wire)
             wire.close()
             self.wire = None

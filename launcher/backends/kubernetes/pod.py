@@ -1,7 +1,8 @@
 """What every pod of a step runs: ``python -m launcher.backends.kubernetes.pod STEP``.
 
 The plan lies in a file that is mounted from the run's ConfigMap (LLAVAJOB_PLAN). Exit code: 0 done; 1 failed for good;
-175 told to leave, state saved; a shard's or task's pod ends with the code of what it ran.
+2 the run's folder belongs to another run; 175 told to leave, state saved; a shard's or task's pod ends with the code of
+what it ran.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from launcher.backends.kubernetes.telling import Teller, telling
 from launcher.backends.kubernetes.whereabouts import Whereabouts
 from launcher.plan import Plan, Step
 from launcher.plan_text import load_plan
-from launcher.run_folder import RunFolder, write_aside
+from launcher.run_folder import EXIT_BAD_REQUEST, RunFolder, write_aside
+from launcher.run_identity import FolderTaken, claim_folder
 from launcher.yaml_text import dump
 
 PLAN_FILE = "/etc/llavajob/plan.yaml"
@@ -37,11 +39,16 @@ def main(arguments: list[str]) -> int:
     folder = RunFolder(plan.folder)
     number = own_number(step)
     try:
+        claim_folder(plan.folder, plan.run_id)
         with telling(folder, step, number) as teller:
             if step.kind == "gang":
                 return asyncio.run(take_part(plan, step, number, teller))
             write_configs(plan)
             return Single(folder, plan.run_id, step, number, plan.code).run()
+    except FolderTaken as error:
+        print(error.message, flush=True)
+        leave_note(error.message)
+        return EXIT_BAD_REQUEST
     except OSError as error:
         # Most often the volume: what is not there, cannot be written by this user, or is full.
         why = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}, as user {os.getuid()}"
@@ -66,7 +73,7 @@ async def take_part(plan: Plan, step: Step, number: int, teller: Teller) -> int:
     address = "localhost" if number == 0 else os.environ["MASTER_ADDR"]
     coordinator_at = Whereabouts(folder, step.name, address, port)
     participant = Participant(folder, plan.run_id, step, number, coordinator_at, plan.code)
-    coordinator = Coordinator(folder, step, port, _teller(teller)) if number == 0 else None
+    coordinator = Coordinator(folder, step, port, _teller(teller), run_id=plan.run_id) if number == 0 else None
 
     def leave(name: signal.Signals) -> None:
         participant.leave(name)

@@ -17,18 +17,20 @@ from launcher.backends.base import (
     RUNNING,
     STARTING,
     SUCCEEDED,
+    UNKNOWN,
     BackendState,
     StepState,
 )
 from launcher.backends.kubernetes.files import Part, Sent
 from launcher.backends.kubernetes.labels import CONDUCTOR, RUN_LABEL, STEP_LABEL
+from launcher.backends.kubernetes.ownership import Owner
 from launcher.backends.kubernetes.waiting import why_pending
 from launcher.backends.kubernetes.words import job_state, why_ended
 from launcher.backends.seen import Seen, as_step, together, whole_run
 from launcher.run_folder import RunFolder
 from launcher.step_word import Word, read_word
 
-_SENDING_S = 300.0
+SENDING_S = 300.0
 """So long a submission may take, with a server that does not answer."""
 _INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 
@@ -45,6 +47,15 @@ class Answer:
     events: list[Object] = field(default_factory=list)
     trouble: str = ""
     """Why nothing is known."""
+    where: dict[str, str] = field(default_factory=dict)
+    """Which server was asked."""
+    volume: str = ""
+    """The run's folder in its pods, where it is not seen here."""
+
+    def of(self, owner: Owner) -> Answer:
+        """What of it is one run's: others may have, or have had, objects of the same names."""
+        objects = {key: obj for key, obj in self.objects.items() if owner.owns(obj)}
+        return replace(self, objects=objects, pods=[pod for pod in self.pods if owner.owns(pod)])
 
     def pods_of(self, run: str, step: str) -> list[Object]:
         """The pods of a step, or of the conductor."""
@@ -52,8 +63,16 @@ class Answer:
         return [pod for pod in self.pods if wanted.items() <= (pod["metadata"].get("labels") or {}).items()]
 
 
-def run_state(run: RunFolder, sent: Sent, answer: Answer) -> BackendState:
-    """Put a run's state together from its steps'."""
+def run_state(run: RunFolder, sent: Sent, answer: Answer, volume: str = "") -> BackendState:
+    """Put a run's state together from its steps'.
+
+    Args:
+        run: the run's folder here.
+        sent: what was sent of it.
+        answer: what the cluster knows of this run.
+        volume: the run's folder in its pods, where that is another: what they wrote last may not be known here.
+    """
+    answer = replace(answer, volume=volume)
     conductor = _conductor(run, sent, answer)
     seen: list[tuple[StepState, str]] = []
     for part in sent.parts:
@@ -69,7 +88,7 @@ def _conductor(run: RunFolder, sent: Sent, answer: Answer) -> Seen | None:
         return None
     obj, pods = answer.objects.get(("Job", sent.conductor)), answer.pods_of(run.name, CONDUCTOR)
     if obj is None:
-        return Seen(PENDING, answer.trouble) if answer.trouble else _absent(sent, "Job", sent.conductor)
+        return Seen(PENDING, answer.trouble) if answer.trouble else _absent(run, sent, "Job", sent.conductor, answer)
     state, reason = job_state(obj)
     if state == FAILED:
         return Seen(FAILED, _note(pods) or why_ended(pods) or reason)
@@ -98,9 +117,11 @@ def _step(
     if answer.trouble:
         return replace(said, state=word.state or PENDING, reason=f"{answer.trouble}; this is the last that was known")
     if word.state:
-        return replace(said, state=FAILED, reason=f"{part.kind} {part.name} was deleted by somebody else")
+        gone = _gone(run, part.kind, part.name, answer, part.deleting)
+        return replace(said, state=gone.state, reason=gone.reason)
     if conductor is None:
-        return replace(_absent(sent, part.kind, part.name), attempt=part.step.attempt)
+        absent = _absent(run, sent, part.kind, part.name, answer, part.deleting)
+        return replace(absent, attempt=part.step.attempt)
     waits = _not_started(conductor, before)
     return replace(waits, reason=waits.reason.removeprefix(f"{part.step.name}: "), attempt=part.step.attempt)
 
@@ -116,13 +137,34 @@ def _last_word(run: RunFolder, part: Part) -> Word:
     return replace(new[-1], state=RUNNING) if new else Word()
 
 
-def _absent(sent: Sent, kind: str, name: str) -> Seen:
+def _absent(run: RunFolder, sent: Sent, kind: str, name: str, answer: Answer, deleting: bool = False) -> Seen:
     """What was sent, or was to be sent, and is not there."""
-    if time.time() - sent.submitted < _SENDING_S and not sent.complete:
+    if sent.complete or run.cancel_request.exists():
+        return _gone(run, kind, name, answer, deleting)
+    if time.time() - sent.submitted < SENDING_S:
         return Seen(PENDING, "being sent")
-    if not sent.complete:
-        return Seen(FAILED, "it was never sent: its submission was interrupted")
+    if answer.volume:
+        return Seen(
+            UNKNOWN,
+            f"its submission was interrupted, and {kind} {name} is not there: it may have been there. "
+            f"{_look(run, answer)}",
+        )
+    return Seen(FAILED, "it was never sent: its submission was interrupted")
+
+
+def _gone(run: RunFolder, kind: str, name: str, answer: Answer, deleting: bool) -> Seen:
+    """What was there, and is not any more: only what was seen of it says how it ended.
+
+    What ends may be cleaned up before anybody looks; where the pods' folder is seen here, its end would stand there.
+    """
+    if answer.volume and not deleting and not run.cancel_request.exists():
+        return Seen(UNKNOWN, f"{kind} {name} is gone, and nobody saw how it ended. {_look(run, answer)}")
     return Seen(FAILED, f"{kind} {name} was deleted by somebody else")
+
+
+def _look(run: RunFolder, answer: Answer) -> str:
+    """Where the run's own word is, and what settles the matter."""
+    return f"Look on the volume: {answer.volume}/steps. If it is over: llavajob cancel {run.name}"
 
 
 def _not_started(conductor: Seen, before: Sequence[str]) -> Seen:
@@ -131,8 +173,8 @@ def _not_started(conductor: Seen, before: Sequence[str]) -> Seen:
     # The conductor needs a moment to notice; then it starts nothing more.
     if {FAILED, CANCELLED} & {*before} or (conductor.state == FAILED and not next_one):
         return Seen(CANCELLED, "a step before it failed")
-    if conductor.state == FAILED:
-        return Seen(FAILED, conductor.reason)
+    if conductor.state == FAILED or (conductor.state == UNKNOWN and next_one):
+        return Seen(conductor.state, conductor.reason)
     if not next_one:
         return Seen(PENDING, "waits for the step before it")
     return Seen(PENDING, conductor.reason or "its conductor is about to create it")

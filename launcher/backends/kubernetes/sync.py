@@ -15,8 +15,8 @@ from typing import Any
 
 from launcher.backends.kubernetes.bases import CONTAINERS
 from launcher.backends.kubernetes.client import Client, Object
-from launcher.backends.kubernetes.labels import RUN_LABEL
 from launcher.backends.kubernetes.mirror import Mirror
+from launcher.backends.kubernetes.ownership import owner_in
 from launcher.backends.kubernetes.stream import Stream
 from launcher.errors import BackendError
 from launcher.run_folder import RunFolder, read_json, write_json
@@ -110,7 +110,9 @@ class Syncer:
         return words
 
     def _sync(self, seen: dict[str, Any], patience_s: float) -> Iterator[str]:
-        pods = self._client.list("Pod", selector=f"{RUN_LABEL}={self._folder.name}")
+        owner = owner_in(self._folder)
+        # Another run may have had the name before, or have it now.
+        pods = [pod for pod in self._client.list("Pod", selector=owner.selector) if owner.owns(pod)]
         # In the order in which they were made: what several of them told, the first told first.
         pods.sort(key=lambda pod: str(pod["metadata"].get("creationTimestamp")))
         sources = [source for pod in pods for source in sources_of(pod)]

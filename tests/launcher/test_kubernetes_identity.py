@@ -280,9 +280,9 @@ def test_a_copied_folder_ends_nothing(shell: Shell, api: StandInApi, place: Path
     before = dict(api.objects)
     for name, where in (("tour", copies), ("tour-2", shell.runs)):
         seen = shell("status", name, "--json", LLAVAJOB_RUNS=str(where)).json
-        assert seen["state"] == "UNKNOWN" and f"copy of the run in {shell.runs / 'tour'}" in seen["reason"], seen
+        assert seen["state"] == "UNKNOWN" and f"copy of the run at {shell.runs / 'tour'}" in seen["reason"], seen
         refused = shell("cancel", name, check=2, LLAVAJOB_RUNS=str(where)).err
-        assert f"is a copy of the run in {shell.runs / 'tour'}" in refused
+        assert f"is a copy of the run at {shell.runs / 'tour'}" in refused
     assert api.objects == before and shell.status("tour")["state"] == "PENDING"
     shell("cancel", "tour")
     shutil.copytree(shell.runs / "tour", copies / "later")

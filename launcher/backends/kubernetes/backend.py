@@ -248,7 +248,7 @@ def _state(run: Run, sent: Sent, answer: Answer) -> BackendState:
 
     original = original_of(run, sent.folder, sent.inode)
     if original:
-        return _unknown(sent, f"this is a copy of the run in {original}: look there")
+        return _unknown(sent, f"this is a copy of the run at {original}: look there")
     reason = runs_elsewhere(run, sent, answer.where)
     if reason:
         return _unknown(sent, reason)

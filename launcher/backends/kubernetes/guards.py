@@ -25,7 +25,7 @@ def require_own(run: Run, sent: Sent) -> None:
     if original:
         root, name = Path(original).parent, Path(original).name
         raise RequestError(
-            f"{run.folder.root} is a copy of the run in {original}: what runs belongs to that one",
+            f"{run.folder.root} is a copy of the run at {original}: what runs belongs to that one",
             f"Go on there: LLAVAJOB_RUNS={root} llavajob status {name}. A folder that was moved works where it was.",
         )
 

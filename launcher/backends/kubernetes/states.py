@@ -21,11 +21,12 @@ from launcher.backends.base import (
     BackendState,
     StepState,
 )
+from launcher.backends.kubernetes.counts import wanted_pods
 from launcher.backends.kubernetes.files import Part, Sent
 from launcher.backends.kubernetes.labels import CONDUCTOR, RUN_LABEL, STEP_LABEL
 from launcher.backends.kubernetes.ownership import Owner
-from launcher.backends.kubernetes.waiting import why_pending
-from launcher.backends.kubernetes.words import job_state, why_ended
+from launcher.backends.kubernetes.waiting import why_pending, why_too_few
+from launcher.backends.kubernetes.words import NOT_TAKEN_UP, job_state, why_ended
 from launcher.backends.seen import Seen, as_step, together, whole_run
 from launcher.run_folder import RunFolder
 from launcher.step_word import Word, read_word
@@ -199,7 +200,11 @@ def _alone(run: RunFolder, part: Part, obj: Object, pods: Sequence[Object], answ
 def _going_on(
     said: Seen, word: Word, state: str, reason: str, obj: Object, pods: Sequence[Object], answer: Answer
 ) -> Seen:
-    waits = why_pending(pods, answer.events, obj) if not _all_run(pods) else ""
+    too_few = len(pods) < wanted_pods(obj)
+    waits = why_pending(pods, answer.events, obj) if too_few or not _all_run(pods) else ""
+    if pods and reason == NOT_TAKEN_UP:
+        few = f"{len(pods)} of {wanted_pods(obj)} pods are there" if too_few else ""
+        reason = word.reason or few
     if word.state == RUNNING and not waits:
         return replace(said, reason="")
     if word.state in (RUNNING, REQUEUED):
@@ -220,19 +225,22 @@ def _array(run: RunFolder, part: Part, obj: Object, pods: Sequence[Object], answ
     state, reason = job_state(obj)
     status = obj.get("status") or {}
     done, failed = _indexes(status.get("completedIndexes")), _indexes(status.get("failedIndexes"))
+    too_few = why_too_few(pods, answer.events, obj)
     seen = []
     for index, number in enumerate(part.members):
         word, own = read_word(run, part.step.name, number), [pod for pod in pods if _index(pod) == index]
         word = word if word.attempt >= part.step.attempt else Word()
-        seen.append(_shard(part, word, own, index in done, index in failed or state == FAILED, obj, answer))
+        seen.append(_shard(part, word, own, index in done, index in failed or state == FAILED, obj, answer, too_few))
     whole = together(seen, part.members)
     if state in ENDED and whole.state not in ENDED:
         return replace(whole, state=state, reason=reason, ended=_ended(obj))
+    if whole.state not in ENDED and too_few not in whole.reason:
+        return replace(whole, reason="; ".join(filter(None, [whole.reason, too_few])))
     return whole if whole.reason or state != PENDING else replace(whole, reason=reason)
 
 
 def _shard(
-    part: Part, word: Word, pods: Sequence[Object], done: bool, failed: bool, obj: Object, answer: Answer
+    part: Part, word: Word, pods: Sequence[Object], done: bool, failed: bool, obj: Object, answer: Answer, too_few: str
 ) -> Seen:
     said = Seen(word.state, word.reason, part.step.attempt, word.started, word.ended)
     if done or word.state == SUCCEEDED:
@@ -242,7 +250,7 @@ def _shard(
         return replace(said, state=FAILED, reason=told or why_ended(pods) or "its pod ended without a word")
     if pods and _all_run(pods):
         return replace(said, state=RUNNING if word.state == RUNNING else STARTING, reason="")
-    waits = why_pending(pods, answer.events, obj) if pods else "waits for other shards"
+    waits = why_pending(pods, answer.events, obj) if pods else too_few or "waits for other shards"
     return replace(said, state=REQUEUED if word.state else PENDING, reason=waits)
 
 

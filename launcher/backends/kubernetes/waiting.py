@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from launcher.backends.base import PENDING, REQUEUED
+from launcher.backends.kubernetes.counts import wanted_pods
+from launcher.backends.kubernetes.labels import RUN_LABEL
 from launcher.backends.kubernetes.words import job_state, start_error, why_ended
 
 Object = dict[str, Any]
@@ -63,10 +65,17 @@ CONFIGURATIONS = (
 # Events that say why a pod stays in ContainerCreating, or has not even been made.
 MOUNTS = frozenset({"FailedMount", "FailedAttachVolume", "FailedMapVolume", "FailedCreatePodSandBox"})
 CREATIONS = frozenset({"FailedCreate", "FailedCreatePod"})
+# What follows when a volume was mounted at last.
+PULLS_BEGUN = frozenset({"Pulling", "Pulled"})
+# What autoscalers say of a pod that no node fits: the cluster autoscaler, and Karpenter.
+ADDS_NODES = frozenset({"TriggeredScaleUp", "Nominated"})
+ADDS_NONE = frozenset({"NotTriggerScaleUp", "FailedScaleUp"})
 
 NOT_STARTED = "unable to start container process"
 
 _LONGEST = 240
+_SECONDS = len("2026-11-23T20:00:00")
+"""Events have their times to the second or to the microsecond."""
 
 
 def why_pending(pods: Sequence[Object], events: Sequence[Object], obj: Object) -> str:
@@ -82,6 +91,39 @@ def why_pending(pods: Sequence[Object], events: Sequence[Object], obj: Object) -
     """
     if not pods:
         return _no_pods(events, obj)
+    few = why_too_few(pods, events, obj) if obj.get("kind") == "PyTorchJob" else ""
+    rank, waits = _why_these_wait(pods, events, obj)
+    if few and rank != TROUBLE:
+        # What those that are there wait for is cured first by the others' coming.
+        return few
+    return "; ".join(filter(None, [few, waits]))
+
+
+def why_too_few(pods: Sequence[Object], events: Sequence[Object], obj: Object) -> str:
+    """Say why a job has fewer pods than it should have, where its controller was refused them.
+
+    Args:
+        pods: all of the job's pods.
+        events: events of the namespace or of the job.
+        obj: the PyTorchJob or Job.
+    """
+    counted = pods
+    if obj.get("kind") != "PyTorchJob":
+        counted = [pod for pod in pods if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")]
+    wanted = wanted_pods(obj)
+    if len(counted) >= wanted:
+        return ""
+    newest = max((str(pod["metadata"].get("creationTimestamp") or "") for pod in pods), default="")
+    event = _newest(events, obj, CREATIONS)
+    # One from before the newest pod was made is over.
+    if event is None or _when(event) < newest[:_SECONDS]:
+        return ""
+    message = str(event.get("message") or "")
+    return f"{wanted - len(counted)} of {wanted} pods cannot be made: {_creation(message, few=True)}"
+
+
+def _why_these_wait(pods: Sequence[Object], events: Sequence[Object], obj: Object) -> tuple[int, str]:
+    """The weight of the worst reason of those pods that are there, and the words for it; empty when none waits."""
     found: dict[tuple[int, str], list[str]] = {}
     for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["name"])):
         reason = why_pod_waits(pod, events)
@@ -90,13 +132,13 @@ def why_pending(pods: Sequence[Object], events: Sequence[Object], obj: Object) -
         if reason:
             found.setdefault(reason, []).append(str(pod["metadata"]["name"]))
     if not found:
-        return ""
+        return ON_THE_WAY, ""
     worst = min(rank for rank, _ in found)
     most = {words: names for (rank, words), names in found.items() if rank == worst}
     if len(most) == 1 and sum(map(len, found.values())) == len(pods) and len(found) == 1:
-        return next(iter(most))
+        return worst, next(iter(most))
     parts = [f"{names[0] if len(names) == 1 else f'{len(names)} pods'}: {words}" for words, names in most.items()]
-    return "; ".join(parts[:3])
+    return worst, "; ".join(parts[:3])
 
 
 def _short(text: str) -> str:
@@ -115,10 +157,20 @@ def _translated(text: str, table: Sequence[tuple[str, str]]) -> str:
 
 def _about(events: Sequence[Object], obj: Object, reasons: frozenset[str]) -> str:
     """The message of the newest of an object's events with one of these reasons."""
+    return str((_newest(events, obj, reasons) or {}).get("message") or "")
+
+
+def _newest(events: Sequence[Object], obj: Object, reasons: frozenset[str]) -> Object | None:
+    """The newest of an object's events with one of these reasons."""
     uid = obj["metadata"].get("uid")
     own = [e for e in events if (e.get("involvedObject") or {}).get("uid") == uid and e.get("reason") in reasons]
-    newest = max(own, key=lambda e: str(e.get("lastTimestamp") or e.get("eventTime") or ""), default={})
-    return str(newest.get("message") or "")
+    return max(own, key=_when, default=None)
+
+
+def _when(event: Object) -> str:
+    """When an event was seen last, to the second; a series of them has its own time."""
+    series = (event.get("series") or {}).get("lastObservedTime")
+    return str(series or event.get("lastTimestamp") or event.get("eventTime") or "")[:_SECONDS]
 
 
 # Before there are pods
@@ -137,7 +189,7 @@ def _conditions(obj: Object) -> Sequence[Object]:
     return (obj.get("status") or {}).get("conditions") or []
 
 
-def _creation(message: str) -> str:
+def _creation(message: str, few: bool = False) -> str:
     """Why a controller may not make pods."""
     quota = re.search(r"exceeded quota: ([^,]+), requested: (\S+), used: (\S+), limited: (\S+)", message)
     if quota:
@@ -148,7 +200,8 @@ def _creation(message: str) -> str:
     security = re.search(r'violates PodSecurity "([^"]+)": (.*)', message, re.DOTALL)
     if security:
         return _short(f"the namespace's pod security ({security[1]}) forbids its pods: {security[2]}")
-    return _short(f"its pods cannot be made: {message.removeprefix('Error creating: ')}")
+    message = message.removeprefix("(combined from similar events): ").removeprefix("Error creating: ")
+    return _short(f"its controller says: {message}") if few else _short(f"its pods cannot be made: {message}")
 
 
 # One pod
@@ -161,12 +214,13 @@ def why_pod_waits(pod: Object, events: Sequence[Object]) -> tuple[int, str] | No
         return None
     scheduled: Object = next((c for c in _conditions(pod) if c.get("type") == "PodScheduled"), {})
     if scheduled.get("status") != "True":
-        return _unscheduled(pod, scheduled)
+        rank, words = _unscheduled(pod, scheduled)
+        return rank, words + (_autoscaler(pod, events) if rank == QUEUED else "")
     if pod["metadata"].get("deletionTimestamp"):
         return ON_THE_WAY, "is being deleted"
     inits = [s for s in status.get("initContainerStatuses") or [] if not _done(s)]
     if inits:
-        return _init(pod, inits[0])
+        return _init(pod, inits[0], events)
     waits = [s for s in status.get("containerStatuses") or [] if "waiting" in (s.get("state") or {})]
     if waits:
         return _container(pod, waits[0], events)
@@ -207,6 +261,19 @@ def _unscheduled(pod: Object, condition: Object) -> tuple[int, str]:
     return QUEUED, _short(f"no node fits: {', '.join(_nodes(piece, counted[1]) for piece in pieces)}")
 
 
+def _autoscaler(pod: Object, events: Sequence[Object]) -> str:
+    """What an autoscaler said of the pod last."""
+    event = _newest(events, pod, ADDS_NODES | ADDS_NONE)
+    if event is None:
+        return ""
+    message = _short(str(event.get("message") or ""))
+    if event["reason"] in ADDS_NONE:
+        why = re.sub(r"^pod didn't trigger scale-up:? ?", "", message)
+        return f"; the autoscaler adds none{f' ({why})' if why else ''}"
+    what = re.sub(r"^pod triggered scale-up:? ?", "", message)
+    return f"; the autoscaler adds nodes{f' ({what})' if what else ''}"
+
+
 def _nodes(piece: str, total: str) -> str:
     """``1 Insufficient cpu`` of 2 nodes as ``1 of 2 has too little cpu free``."""
     number, _, words = piece.partition(" ")
@@ -214,7 +281,7 @@ def _nodes(piece: str, total: str) -> str:
     return f"{number} of {total} {'has' if number == '1' else 'have'} {known}" if known else piece
 
 
-def _init(pod: Object, status: Object) -> tuple[int, str]:
+def _init(pod: Object, status: Object, events: Sequence[Object]) -> tuple[int, str]:
     name, state = str(status["name"]), status.get("state") or {}
     waiting = state.get("waiting") or {}
     if waiting.get("reason") in IMAGES:
@@ -222,7 +289,11 @@ def _init(pod: Object, status: Object) -> tuple[int, str]:
         if name == "init-pytorch":
             cure = "; the training operator's administrator chooses it (--pytorch-init-container-image)"
         return TROUBLE, _image(pod, status, waiting) + cure
+    if "running" not in state and (message := _failed_mount(pod, events)):
+        return TROUBLE, _mount(pod, message)
     if name == "init-pytorch":
+        if _pulls(pod, events) and "running" not in state:
+            return ON_THE_WAY, "the image of init-pytorch is being pulled"
         return ON_THE_WAY, "waits for the master's pod (init-pytorch)"
     if "running" in state or waiting.get("reason") in (None, "PodInitializing"):
         return ON_THE_WAY, f"its init container {name} runs first"
@@ -235,11 +306,23 @@ def _container(pod: Object, status: Object, events: Sequence[Object]) -> tuple[i
     if reason in IMAGES:
         return TROUBLE, _image(pod, status, waiting)
     if reason in ("ContainerCreating", "PodInitializing", ""):
-        if message := _about(events, pod, MOUNTS):
+        if message := _failed_mount(pod, events):
             return TROUBLE, _mount(pod, message)
-        pulling = _about(events, pod, frozenset({"Pulling", "Pulled"}))
-        return ON_THE_WAY, "its image is being pulled" if "Pulling" in pulling else "its container is being made"
+        return ON_THE_WAY, "its image is being pulled" if _pulls(pod, events) else "its container is being made"
     return TROUBLE, _waiting_words(pod, waiting)
+
+
+def _failed_mount(pod: Object, events: Sequence[Object]) -> str:
+    """Why a volume of the pod, or its network, is not there; nothing where it came after all."""
+    event, later = _newest(events, pod, MOUNTS), _newest(events, pod, PULLS_BEGUN)
+    if event is None or (later is not None and _when(later) >= _when(event)):
+        return ""
+    return str(event.get("message") or "")
+
+
+def _pulls(pod: Object, events: Sequence[Object]) -> bool:
+    event = _newest(events, pod, PULLS_BEGUN)
+    return event is not None and event.get("reason") == "Pulling"
 
 
 def _waiting_words(pod: Object, waiting: Object) -> str:
@@ -273,6 +356,9 @@ def _mount(pod: Object, message: str) -> str:
     text = re.sub(
         r"/var/lib/kubelet\S*: |/\S*/kubelet/pods/\S*: |^mount(\.nfs)?: ", "", output[0] if output else named[2]
     )
+    run = (pod["metadata"].get("labels") or {}).get(RUN_LABEL)
+    if run and re.search(rf'configmap "{re.escape(run)}" not found', text):
+        return f"the run's config map {run} was deleted; to send it again: llavajob cancel {run}, llavajob resume {run}"
     known = _translated(text, CONFIGURATIONS) or re.sub(r"^mount(\.nfs)?: ", "", text)
     mounts = [m for c in (pod.get("spec") or {}).get("containers") or [] for m in c.get("volumeMounts") or []]
     place = next((str(m["mountPath"]) for m in mounts if m.get("name") == named[1]), named[1])

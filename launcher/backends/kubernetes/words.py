@@ -26,6 +26,9 @@ CONDITIONS = {
     "FailureTarget": RUNNING,  # will be Failed when its pods are gone
 }
 
+NOT_TAKEN_UP = "waits for the training operator to take it up"
+"""Of a PyTorchJob without a condition; where the operator may not make all its pods it gives none either."""
+
 # Why a job Failed. The operator has one reason for everything and tells it in the message.
 JOB_ENDS = {
     "BackoffLimitExceeded": "its pods failed more often than they may",
@@ -96,7 +99,7 @@ def job_state(obj: Object) -> tuple[str, str]:
         return state, "a pod ended and is made anew"
     if state:
         return state, ""
-    return _counted(obj) if obj["kind"] == "Job" else (PENDING, "waits for the training operator to take it up")
+    return _counted(obj) if obj["kind"] == "Job" else (PENDING, NOT_TAKEN_UP)
 
 
 def _status(obj: Object) -> Object:

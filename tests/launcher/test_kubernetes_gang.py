@@ -13,7 +13,7 @@ import pytest
 
 from launcher.backends.kubernetes import whereabouts, wire
 from launcher.backends.kubernetes.coordinator import Coordinator
-from launcher.backends.kubernetes.participant import gang_of
+from launcher.backends.kubernetes.participant import Participant, gang_of
 from launcher.backends.kubernetes.whereabouts import Whereabouts, address_file
 from launcher.plan import Step
 from launcher.ports import free_port
@@ -139,3 +139,55 @@ def test_a_silent_node_is_named_and_those_that_were_ended_for_it_are_not(
     lost = "node 1 (run-worker-1) was lost: not heard for 30 s (did its machine lose power or network?)"
     assert lost in said, "it is said before the others are ended"
     assert read_word(folder, "train").reason == lost
+
+
+# A gang that never is complete
+
+
+def test_half_a_gang_gives_its_place_back(folder: RunFolder) -> None:
+    async def wait() -> None:
+        coordinator = Coordinator(folder, STEP, free_port(), start_timeout_s=0.4)
+        await coordinator.start()
+        place = Whereabouts(folder, "train", "localhost", coordinator.port)
+        master = Participant(folder, "", STEP, 0, place, start_timeout_s=60.0)
+        codes = await asyncio.gather(coordinator.run(), master.run())
+        assert codes == [1, 1], "the operator ends a job whose pods end so, and frees what they held"
+
+    begun = time.monotonic()
+    asyncio.run(asyncio.wait_for(wait(), 20))
+    assert time.monotonic() - begun >= 0.4
+    word = read_word(folder, "train")
+    assert (word.state, word.reason) == (
+        "FAILED",
+        "node 1 did not come within 0 s (kubernetes.start_timeout_s); the pods that waited gave their place back",
+    )
+
+
+def test_a_gang_that_is_complete_in_time_begins(folder: RunFolder) -> None:
+    async def wait() -> None:
+        coordinator = Coordinator(folder, STEP, free_port(), start_timeout_s=30.0)
+        await coordinator.start()
+        place = Whereabouts(folder, "train", "localhost", coordinator.port)
+        running = asyncio.create_task(coordinator.run())
+        wires = [await place.dial() for _ in range(2)]
+        for number, wire in enumerate(wires):
+            wire.send(hello=number, gang=gang_of(folder, STEP))
+        assert "begin" in await anext(wires[1].messages())
+        running.cancel()
+        for wire in wires:
+            wire.close()
+
+    asyncio.run(asyncio.wait_for(wait(), 20))
+
+
+@pytest.mark.parametrize("limit_s", [0.3, 0.0])
+def test_a_node_without_a_master_gives_its_place_back(folder: RunFolder, limit_s: float) -> None:
+    async def wait() -> int | None:
+        nowhere = Whereabouts(folder, "train", "127.0.0.1", free_port("127.0.0.1"))
+        node = Participant(folder, "", STEP, 1, nowhere, start_timeout_s=limit_s)
+        running = asyncio.create_task(node.run())
+        done, _ = await asyncio.wait({running}, timeout=10.0 if limit_s else 1.5)
+        running.cancel()
+        return running.result() if done else None
+
+    assert asyncio.run(wait()) == (1 if limit_s else None), "0 waits without end"

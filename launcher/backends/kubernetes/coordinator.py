@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from launcher.backends.base import FAILED, REQUEUED, RUNNING, STARTING, SUCCEEDED
-from launcher.backends.kubernetes.participant import gang_of
+from launcher.backends.kubernetes.participant import gang_of, gave_up
 from launcher.backends.kubernetes.whereabouts import tell_address
 from launcher.backends.kubernetes.wire import SILENCE_S, Wire
 from launcher.ending import LOST_PEER_GRACE_S, Ending, Verdict, judge, next_attempt, weigh
@@ -56,12 +56,16 @@ class Coordinator:
     port: int
     tell_again: Callable[[int, Collection[int] | None], None] = lambda attempt, nodes: None
     """Tells once more the ends of an attempt's logs, those of lost nodes or of all: their own pods may not have."""
+    start_timeout_s: float = 0.0
+    """So long nodes that are here hold their place for those that are not; 0: without end."""
     stopping: bool = False
     """The master's own pod is to go: no further attempt."""
     nodes: dict[int, Node] = field(default_factory=dict)
     attempt: int = -1
     _lost: list[int] = field(default_factory=list)
     """Nodes that the last attempt lost."""
+    _gave_up: str = ""
+    """Why the nodes that are here wait no longer for the others."""
     server: asyncio.Server | None = None
     run_id: str = ""
     """Nodes of another run are sent away."""
@@ -96,6 +100,8 @@ class Coordinator:
             self._say(word, REQUEUED, verdict.reason)
             self._event("restarted", reason=verdict.reason)
             await self._pause(word.fruitless)
+        if self._gave_up:
+            return await self._over(word, FAILED, self._gave_up, 1)
         return EXIT_INTERRUPTED
 
     # What is written down
@@ -178,12 +184,16 @@ class Coordinator:
             del self.nodes[number]
 
     async def _all_are_here(self, word: Word) -> bool:
-        """Wait for every node; False: this pod is to go."""
+        """Wait for every node; False: this pod is to go, or the wait has lasted too long."""
         said: list[int] = []
+        begun = time.monotonic()
         while not self.stopping:
             absent = [n for n in range(self.step.nodes) if n not in self.nodes or self.nodes[n].leaving]
             if not absent:
                 return True
+            if self.start_timeout_s and time.monotonic() - begun > self.start_timeout_s:
+                self._gave_up = gave_up(f"{_nodes([*map(str, absent)])} did not come", self.start_timeout_s)
+                return False
             if absent != said:
                 said = absent
                 why = f"waits for {'node' if len(absent) == 1 else 'nodes'} {', '.join(map(str, absent))}"

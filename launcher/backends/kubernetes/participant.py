@@ -10,12 +10,15 @@ import asyncio
 import signal
 import socket
 import subprocess
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from launcher.backends.kubernetes.ending_note import leave_note
 from launcher.backends.kubernetes.whereabouts import Whereabouts
 from launcher.backends.kubernetes.wire import Wire
+from launcher.durations import in_words
 from launcher.ending import LOST_PEER_GRACE_S
 from launcher.exits import write_exit
 from launcher.node_process import NodePart, shell_code
@@ -33,6 +36,12 @@ def gang_of(folder: RunFolder, step: Step, run_id: str = "") -> str:
     return f"{folder.root}: {step.name}{f' of run {run_id}' if run_id else ''}"
 
 
+def gave_up(what: str, waited_s: float) -> str:
+    """Why a gang that is not complete gives its place back."""
+    limit = f"within {in_words(waited_s)} (kubernetes.start_timeout_s)"
+    return f"{what} {limit}; the pods that waited gave their place back"
+
+
 @dataclass
 class Participant:
     """One node of a gang."""
@@ -43,6 +52,8 @@ class Participant:
     number: int
     coordinator: Whereabouts
     code: Path | None = None
+    start_timeout_s: float = 0.0
+    """So long it holds its place without a coordinator; 0: without end."""
     leaving: bool = False
     """The pod was told to end."""
     at_once: bool = False
@@ -60,10 +71,16 @@ class Participant:
 
     async def run(self) -> int:
         """Take part until the run is over or the pod is to go; return the pod's exit code."""
+        alone_since = time.monotonic()
         while not (self.leaving and self.child is None):
             try:
                 wire = self.wire = await self.coordinator.dial()
             except OSError:
+                if self.start_timeout_s and time.monotonic() - alone_since > self.start_timeout_s:
+                    why = gave_up("the master's pod did not come", self.start_timeout_s)
+                    print(why, flush=True)
+                    leave_note(why)
+                    return 1
                 await asyncio.sleep(_DIAL_AGAIN_S)
                 continue
             gang = gang_of(self.folder, self.step, self.run_id)
@@ -71,6 +88,7 @@ class Participant:
             code = await self._take_part(wire)
             wire.close()
             self.wire = None
+            alone_since = time.monotonic()
             # Whatever still runs belongs to a gang that is gone.
             await self._end(self.step.grace_s if self.leaving else LOST_PEER_GRACE_S)
             if code is not None:

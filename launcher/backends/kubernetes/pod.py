@@ -72,8 +72,12 @@ async def take_part(plan: Plan, step: Step, number: int, teller: Teller) -> int:
     port = int(os.environ.get("MASTER_PORT", "23456"))
     address = "localhost" if number == 0 else os.environ["MASTER_ADDR"]
     coordinator_at = Whereabouts(folder, step.name, address, port)
-    participant = Participant(folder, plan.run_id, step, number, coordinator_at, plan.code)
-    coordinator = Coordinator(folder, step, port, _teller(teller), run_id=plan.run_id) if number == 0 else None
+    most_s = float(plan.settings.get("start_timeout_s", 0))
+    participant = Participant(folder, plan.run_id, step, number, coordinator_at, plan.code, start_timeout_s=most_s)
+    coordinator = None
+    if number == 0:
+        tell = _teller(teller)
+        coordinator = Coordinator(folder, step, port, tell, run_id=plan.run_id, start_timeout_s=most_s)
 
     def leave(name: signal.Signals) -> None:
         participant.leave(name)

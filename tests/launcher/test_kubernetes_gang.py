@@ -170,12 +170,12 @@ def test_a_gang_that_is_complete_in_time_begins(folder: RunFolder) -> None:
         place = Whereabouts(folder, "train", "localhost", coordinator.port)
         running = asyncio.create_task(coordinator.run())
         wires = [await place.dial() for _ in range(2)]
-        for number, wire in enumerate(wires):
-            wire.send(hello=number, gang=gang_of(folder, STEP))
+        for number, node in enumerate(wires):
+            node.send(hello=number, gang=gang_of(folder, STEP))
         assert "begin" in await anext(wires[1].messages())
         running.cancel()
-        for wire in wires:
-            wire.close()
+        for node in wires:
+            node.close()
 
     asyncio.run(asyncio.wait_for(wait(), 20))
 

@@ -101,6 +101,7 @@ class KubernetesBackend:
             persist(lambda obj=obj: client.create(obj, dry_run=True))  # type: ignore[misc]
         sent.where, sent.folder, sent.inode = here, str(run.folder.root), run.folder.root.stat().st_ino
         sent.save(run.folder)
+        _let_pods_write(run.folder, plan)
         try:
             for obj in objects:
                 client.create_once(obj, removal.PATIENCE_S, console.say)
@@ -190,6 +191,14 @@ def _forget_words(folder: RunFolder, step: Step, sent: Sent) -> None:
         return
     for number in (None, *range(step.nodes)) if step.kind == "array" else (None,):
         word_file(folder, step.name, number).unlink(missing_ok=True)
+
+
+def _let_pods_write(folder: RunFolder, plan: Plan) -> None:
+    """Where the folder made here is the pods' own, let another user's pods write there."""
+    from launcher.backends.kubernetes.sharing import not_shared, share_folder
+
+    if plan.folder == folder.root and not share_folder(folder.root, plan.settings):
+        console.say(f"Note: {not_shared(folder.root.parent, plan.settings)}")
 
 
 def _may_be_there(error: BaseException, client: Client) -> str:

@@ -7,6 +7,7 @@ import json
 import secrets
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from launcher import __version__
@@ -14,6 +15,7 @@ from launcher.backends.kubernetes.client import Client, Object
 from launcher.backends.kubernetes.events import list_events
 from launcher.backends.kubernetes.objects import job
 from launcher.backends.kubernetes.settings import runs_in_pods
+from launcher.backends.kubernetes.sharing import is_other_user, not_shared, share_folder
 from launcher.backends.kubernetes.template import literal
 from launcher.backends.kubernetes.volumes import FILES_MOUNT
 from launcher.backends.kubernetes.waiting import QUEUED, TROUBLE, why_pod_waits
@@ -38,7 +40,7 @@ _SIZE = {"cpu": "500m", "memory": "2Gi", "shm": "", "queue": ""}
 _LOOK = """
 import importlib, json, os, platform, shutil, sys, tempfile
 from importlib.util import find_spec
-runs, marker, packages = sys.argv[1], sys.argv[2], sys.argv[3:]
+runs, trial, packages = sys.argv[1], sys.argv[2], sys.argv[3:]
 seen = {}
 def look(name, what):
     try:
@@ -46,8 +48,20 @@ def look(name, what):
     except BaseException as error:
         seen[name + "_error"] = f"{type(error).__name__}: {error}"
 def free():
-    os.makedirs(runs, exist_ok=True)
-    tempfile.NamedTemporaryFile(dir=runs, prefix=".doctor-").close()
+    # As a run does: in its own folder, which submit has made where it sees it, else the pod makes it.
+    if not trial:
+        os.makedirs(runs, exist_ok=True)
+    place = trial or tempfile.mkdtemp(dir=runs, prefix=".doctor-")
+    try:
+        below = tempfile.mkdtemp(dir=place)
+        try:
+            for kept in (place, below):
+                tempfile.NamedTemporaryFile(dir=kept).close()
+        finally:
+            os.rmdir(below)
+    finally:
+        if not trial:
+            os.rmdir(place)
     return shutil.disk_usage(runs).free
 def gpus():
     torch = importlib.import_module("torch")
@@ -59,7 +73,7 @@ look("packages", lambda: [name for name in packages if find_spec(name)])
 look("launcher", lambda: importlib.import_module("launcher").__version__)
 look("modules", lambda: [str(importlib.import_module("launcher.backends.kubernetes." + n)) for n in ("pod", "conduct")])
 look("free", free)
-look("marker", lambda: bool(marker) and os.path.exists(marker))
+look("trial", lambda: bool(trial) and os.path.isdir(trial))
 look("torch", gpus)
 print("LOOKED" + json.dumps(seen), flush=True)
 """
@@ -81,27 +95,26 @@ def trial_plan(client: Client, profile: Profile, gpus: int) -> Plan:
 def examine_pod(client: Client, profile: Profile) -> Iterator[Finding]:
     """Run a pod as a training would be, but small, and tell what it saw; nothing of it is left."""
     wanted = profile.values.get(("resources", "gpus_per_node")) != 0 and _offers_gpus(client, profile)
-    marker = _marker(profile)
+    trial = _trial_folder(profile)
     start = time.monotonic()
     try:
         try:
-            report = _report(client, profile, int(wanted), marker)
+            report = _report(client, profile, int(wanted), trial)
         except _Waits as error:
             if not wanted:
                 raise
             yield Finding("GPU", f"none was to be had within {_QUEUED_S:.0f} s ({error.message})", None)
             wanted = False
-            report = _report(client, profile, 0, marker)
+            report = _report(client, profile, 0, trial)
     except _Waits as error:
         yield Finding("pod", error.message, None, "Image, volumes and packages were not looked at. Try again later.")
         return
     finally:
-        if marker:
-            with contextlib.suppress(OSError):
-                (profile.runs / marker).unlink()
+        if trial:
+            _remove_trial_folder(profile.runs / trial)
     seen = f"started and looked in {time.monotonic() - start:.0f} s; Python {report.get('python')}"
     yield Finding("pod", f"{seen}, user {report.get('user')}")
-    yield from _runs(profile, report, marker)
+    yield from _runs(profile, report, trial)
     yield from _packages(profile, report)
     yield from _torch(report, wanted)
 
@@ -116,25 +129,34 @@ def _offers_gpus(client: Client, profile: Profile) -> bool:
     return any(((node.get("status") or {}).get("allocatable") or {}).get(resource, "0") != "0" for node in nodes)
 
 
-def _marker(profile: Profile) -> str:
-    """A file that a pod sees where the runs' folder is the same here and there."""
+def _trial_folder(profile: Profile) -> str:
+    """Make a folder as submit makes a run's, where the runs' folder is the same here and in pods; return its name."""
     if not runs_in_pods(profile.runs, profile.settings)[1]:
         return ""
     name = f".doctor-{secrets.token_hex(4)}"
     try:
         profile.runs.mkdir(parents=True, exist_ok=True)
-        (profile.runs / name).write_text("seen", encoding="utf-8")
+        (profile.runs / name).mkdir()
+        share_folder(profile.runs / name, profile.settings)
     except OSError:
         return ""
     return name
 
 
+def _remove_trial_folder(folder: Path) -> None:
+    """Remove the folder and what submit would have made in it."""
+    with contextlib.suppress(OSError):
+        for entry in folder.iterdir():
+            entry.rmdir() if entry.is_dir() else entry.unlink()
+        folder.rmdir()
+
+
 # The pod
 
 
-def _report(client: Client, profile: Profile, gpus: int, marker: str) -> dict[str, Any]:
+def _report(client: Client, profile: Profile, gpus: int, trial: str) -> dict[str, Any]:
     plan = trial_plan(client, profile, gpus)
-    pod = _pod(plan, str(plan.folder.parent), str(plan.folder.parent / marker) if marker else "")
+    pod = _pod(plan, str(plan.folder.parent), str(plan.folder.parent / trial) if trial else "")
     name = str(pod["metadata"]["name"])
     try:
         client.create_once(pod, 10.0, pause_s=1.0)
@@ -153,12 +175,12 @@ def _report(client: Client, profile: Profile, gpus: int, marker: str) -> dict[st
     raise BackendError(f"a pod of this profile failed: {words}", hint)
 
 
-def _pod(plan: Plan, runs: str, marker: str) -> Object:
+def _pod(plan: Plan, runs: str, trial: str) -> Object:
     """The pod of a task, without what belongs to a run."""
     template = job(plan, plan.steps[0])["spec"]["template"]
     spec = template["spec"]
     container = _container({"spec": spec})
-    container["command"] = [plan.steps[0].command[0], "-c", *map(literal, (_LOOK, runs, marker, *_PACKAGES))]
+    container["command"] = [plan.steps[0].command[0], "-c", *map(literal, (_LOOK, runs, trial, *_PACKAGES))]
     container["volumeMounts"] = [m for m in container["volumeMounts"] if m["mountPath"] != FILES_MOUNT]
     used = {mount["name"] for one in spec["containers"] for mount in one.get("volumeMounts") or ()}
     spec["volumes"] = [volume for volume in spec["volumes"] if volume["name"] in used]
@@ -204,19 +226,21 @@ def _await_end(client: Client, name: str) -> Object:
 # What it saw
 
 
-def _runs(profile: Profile, report: dict[str, Any], marker: str) -> Iterator[Finding]:
+def _runs(profile: Profile, report: dict[str, Any], trial: str) -> Iterator[Finding]:
     folder, _ = runs_in_pods(profile.runs, profile.settings)
-    if "free" not in report:
+    if "free" not in report and (report.get("trial") or not trial):
         cure = "Give the volume to the group of kubernetes.run_as.fs_group, or set run_as to a user that may write."
+        if trial and is_other_user(profile.settings):
+            cure = f"{not_shared(profile.runs, profile.settings).partition('. ')[2]}."
         seen = f"user {report.get('user')} cannot write to {folder}: {report.get('free_error')}"
         yield Finding("runs in pods", seen, False, cure)
         return
-    if marker and not report.get("marker"):
+    if trial and not report.get("trial"):
         cure = "Set runs: in the profile to the folder that pods see, or kubernetes.runs to what it is called there."
         yield Finding("runs in pods", f"pods do not see {folder} as it is here", False, cure)
         return
     free_gb = report["free"] / 1e9
-    same = ", the same as here" if marker else ""
+    same = ", the same as here" if trial else ""
     cure = "A checkpoint of a 7B model takes 14 to 84 GB." if free_gb < _LITTLE_GB else ""
     yield Finding("runs in pods", f"{folder}{same}, {free_gb:,.0f} GB free", free_gb >= _LITTLE_GB or None, cure)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from launcher.cores import usable_cores
 from launcher.plan import Step
 from launcher.run_folder import ENV_ATTEMPT, ENV_ATTEMPT_DIR, ENV_NODE, ENV_RUN, ENV_RUN_ID, RunFolder
 
@@ -23,8 +24,7 @@ def node_environment(
         sharing: how many nodes or members share this machine's cores.
         code: copy of the code that is to run.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = step.threads_per_process or max(1, cores // (sharing * step.processes_per_node))
+    threads = step.threads_per_process or max(1, usable_cores() // (sharing * step.processes_per_node))
     environment = {
         # Threads that wait by spinning take the cores from the other ranks of this machine.
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),

@@ -17,9 +17,11 @@ from pathlib import Path
 from launcher.backends.kubernetes.coordinator import Coordinator
 from launcher.backends.kubernetes.ending_note import leave_note
 from launcher.backends.kubernetes.participant import Participant
+from launcher.backends.kubernetes.quantities import cpu_share, parse_cpu
 from launcher.backends.kubernetes.single import Single
 from launcher.backends.kubernetes.telling import Teller, telling
 from launcher.backends.kubernetes.whereabouts import Whereabouts
+from launcher.cores import ENV_CPUS
 from launcher.plan import Plan, Step
 from launcher.plan_text import load_plan
 from launcher.run_folder import EXIT_BAD_REQUEST, RunFolder, write_aside
@@ -38,6 +40,9 @@ def main(arguments: list[str]) -> int:
     step = next(step for step in plan.steps if step.name == arguments[0])
     folder = RunFolder(plan.folder)
     number = own_number(step)
+    if plan.settings.get("cpu"):
+        # Where nodes set no quotas, what the pod asked for is all that tells how many cores are its own.
+        os.environ[ENV_CPUS] = str(parse_cpu(cpu_share(str(plan.settings["cpu"]), step.per_node)) / 1000)
     try:
         claim_folder(plan.folder, plan.run_id)
         with telling(folder, step, number) as teller:

@@ -49,6 +49,20 @@ def test_without_events_a_run_is_sent_shown_and_cancelled(shell: Shell, recipe: 
     assert shell.status("night")["state"] == "CANCELLED"
 
 
+def test_without_logs_and_events_a_run_that_runs_is_shown_and_cancelled(
+    shell: Shell, recipe: Write, server: ApiServer
+) -> None:
+    shell("submit", recipe(), "--on", "site", "--name", "night")
+    server.forbidden = {("list", "events"), ("get", "pods"), ("delete", "pods")}
+    running = {"name": "pytorch", "containerID": "c://1", "state": {"running": {"startedAt": "2026-11-23T20:00:00Z"}}}
+    pod = pending_pod("night")
+    server.put("pods", {**pod, "status": {"phase": "Running", "containerStatuses": [running]}})
+    assert shell("status", "night").out.startswith("night  PENDING")
+    assert "no right to get pods" in shell("logs", "night", check=None).err
+    shell("cancel", "night")
+    assert shell.status("night")["state"] == "CANCELLED"
+
+
 def test_the_missing_right_is_said_once_however_often_it_is_asked(
     server: ApiServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

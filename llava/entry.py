@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 from llava import config, failure, interrupt, logs
 from llava.config import ConvertJob, EvalJob, ToyJob, TrainJob
 from llava.errors import EXIT_DONE, ConfigError, Interrupted, LlavaError
+from llava.named_paths import key_of
 from llava.run_folder import ENV_RUN, RunFolder
 
 AJob = TypeVar("AJob", TrainJob, ConvertJob, EvalJob, ToyJob)
@@ -47,7 +48,7 @@ def guarded(
     except BrokenPipeError:
         return 128 + signal.SIGPIPE  # whoever read the output went away
     except Exception as error:
-        named = _of_file_system(error)
+        named = _of_file_system(error, config_path)
         failure.record(named, _run_folder(config_path))
         return failure.exit_code(named)
     return EXIT_DONE
@@ -88,12 +89,25 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise Interrupted(f"stopped by {signal.Signals(number).name}; nothing half done is left", "Start again.")
 
 
-def _of_file_system(error: Exception) -> Exception:
+def _of_file_system(error: Exception, config_path: str | None) -> Exception:
     """A message for what only a person can mend; any other error as it is."""
     hint = _FILE_SYSTEM.get(error.errno or 0) if isinstance(error, OSError) else None
-    if hint is None:
+    if hint is None or not isinstance(error, OSError):
         return error
-    return LlavaError(str(error), f"{hint} What was written before is kept; start again afterwards.")
+    key = _key_of(error, config_path)
+    named = f" The path comes from {key} of the config; another one may do." if key else ""
+    return LlavaError(str(error), f"{hint}{named} What was written before is kept; start again afterwards.")
+
+
+def _key_of(error: OSError, config_path: str | None) -> str:
+    """The config's key for the path that an error names."""
+    if config_path is None:
+        return ""
+    try:
+        values = config.load(config_path).model_dump()
+    except LlavaError:
+        return ""
+    return key_of(error.filename2 or error.filename, values)
 
 
 _FILE_SYSTEM = {

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from launcher import machine
+from launcher.backends.local import backend as local_backend
 from launcher.backends.local import gpu_queue
 from launcher.backends.local.gpu_queue import GpuClaim, ledger_folder
 
@@ -169,6 +170,8 @@ def test_a_planted_link_is_not_followed(mine: GpuClaim, tmp_path: Path, monkeypa
     assert mine.try_take(1).gpus == ["0"]
     assert list(target.iterdir()) == []
     assert ledger_folder().is_relative_to(gpu_queue.state_folder()), "this user's own folder must do"
+    found = local_backend._claims_finding()
+    assert found.good is None and "LLAVAJOB_GPU_LEDGER" in found.cure
 
 
 def test_gpus_of_runs_of_the_version_before_stay_taken(mine: GpuClaim) -> None:

@@ -286,3 +286,12 @@ def test_processes_that_a_killed_supervisor_left_are_ended_before_the_next_attem
     shell("resume", "orphans", STANDIN_STEPS="3")
     assert not agent.is_running()
     assert shell.wait("orphans")["state"] == "SUCCEEDED"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to become another user")
+def test_another_users_run_is_said_to_be_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = ended_run(tmp_path / "theirs")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # as for every user but root
+    with pytest.raises(RequestError, match="theirs belongs to root"):
+        runs.cancel(run)
+    assert not run.folder.cancel_request.exists()

@@ -123,6 +123,8 @@ class LocalBackend:
         yield Finding(
             "GPUs", str(gpus) if gpus else "none; recipes run on CPU with --gpus-per-node 0", bool(gpus) or None
         )
+        if gpus:
+            yield _claims_finding()
 
     def _settle(self, folder: RunFolder, who: str) -> BackendState:
         state = _readable_state(folder)
@@ -134,6 +136,18 @@ class LocalBackend:
             except OSError as error:
                 state.reason += f"; that could not be written down ({error.strerror})"
         return state.shown()
+
+
+def _claims_finding() -> Finding:
+    """Look at the folder in which runs claim GPUs, as a run would."""
+    try:
+        folder = gpu_queue.ledger_folder()
+    except OSError as error:
+        return Finding("GPU claims", str(error), False)
+    if gpu_queue.is_shared(folder):
+        return Finding("GPU claims", str(folder))
+    cure = f"Other users' runs are not seen. Set {gpu_queue.ENV_LEDGER} to a folder that all of them can write to."
+    return Finding("GPU claims", f"{folder}, this user's alone", None, cure)
 
 
 def _has_spoken(run: Run, process: subprocess.Popen[bytes]) -> bool:

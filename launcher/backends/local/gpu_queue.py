@@ -22,6 +22,7 @@ from typing import Any
 
 from launcher import locks, processes
 from launcher.machine import this_machine
+from launcher.names import is_name
 from launcher.run_folder import read_json
 
 ENV_LEDGER = "LLAVAJOB_GPU_LEDGER"
@@ -141,22 +142,42 @@ def ledger_folder() -> Path:
     """
     named = os.environ.get(ENV_LEDGER)
     boot = this_machine()["boot_id"] or this_machine()["host"]
-    for base in (Path(named) if named else _SHARED_FOLDER, state_folder() / "gpus"):
+    for base in (Path(named) if named else _SHARED_FOLDER, _own_folder()):
+        if base is None:
+            continue
         folder = base / boot
+        with suppress(OSError):
+            base.parent.mkdir(parents=True, exist_ok=True)
         if _make_shared(base) and _make_shared(folder) and _is_plain_or_missing(folder / "lock"):
             return folder
     raise OSError(f"no folder for GPU claims can be made; set {ENV_LEDGER} to one that all users can write to")
 
 
+def is_shared(folder: Path) -> bool:
+    """Tell whether other users' claims are seen in a ledger's folder."""
+    own = _own_folder()
+    return own is None or not folder.is_relative_to(own)
+
+
+def _own_folder() -> Path | None:
+    try:
+        return state_folder() / "gpus"
+    except RuntimeError:  # a user without a home
+        return None
+
+
 def _make_shared(folder: Path) -> bool:
     """Make a folder that every user may write to; tell whether there is a usable one."""
+    # Shared from its first moment on: a folder that is not yet looks to another user like one to keep away from.
+    mask = os.umask(0)
     try:
-        folder.mkdir(parents=True)
-        folder.chmod(0o1777)
+        folder.mkdir(0o1777)
     except FileExistsError:
         pass
     except OSError:
         return False
+    finally:
+        os.umask(mask)
     try:
         found = folder.lstat()
     except OSError:
@@ -225,14 +246,16 @@ def _read_claim(path: Path) -> dict[str, Any] | None:
                 return None
             values = json.loads(file.read(_MOST_BYTES))
         gpus = [str(gpu) for gpu in values["gpus"]]
-        return {"run": str(values["run"])[:100], "place": int(values["place"]), "gpus": gpus}
-    except (OSError, ValueError, TypeError, KeyError):
+        run = str(values["run"])  # shown to people, and anybody may have written it
+        return {"run": run if is_name(run) else "another run", "place": int(values["place"]), "gpus": gpus}
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
 
 
 def _taken_by_older_version(names: list[str]) -> set[str]:
     """GPUs that supervisors of the version before hold, by this user's ledger of then."""
-    entries = (read_json(state_folder() / "gpus.json") or {}).get("entries", [])
+    own = _own_folder()
+    entries = (read_json(own.with_name("gpus.json")) or {}).get("entries", []) if own else []
     taken = set()
     for entry in entries if isinstance(entries, list) else []:
         try:

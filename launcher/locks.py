@@ -32,7 +32,7 @@ def open_locked(path: Path, patience_s: float = 1.0) -> int:
         Held: another process keeps it.
         OSError: the file cannot be opened.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         lock_descriptor(descriptor, patience_s)
     except BaseException:

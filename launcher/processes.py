@@ -85,8 +85,8 @@ class Mark:
         self._folder = folder
         self._run_id = run_id
         self._wanted = {**also, ENV_RUN_ID: run_id} if run_id else also
-        self._known: dict[str, bool] = {}
-        """Folders that processes carried, and whether they are the run's: many processes carry the same."""
+        self._known: dict[tuple[str, int], bool] = {}
+        """Folders that users' processes carried, and whether they are the run's: many processes carry the same."""
 
     def is_on(self, process: psutil.Process) -> bool:
         """Tell whether a process belongs to the run. One that may not be looked at does not."""
@@ -94,16 +94,17 @@ class Mark:
             if process.status() == psutil.STATUS_ZOMBIE:
                 return False
             environment = process.environ()
+            user = process.uids().effective
         except (psutil.Error, OSError):
             return False
         carried = environment.get(ENV_RUN)
         if not carried or any(environment.get(name) != value for name, value in self._wanted.items()):
             return False
-        if carried not in self._known:
-            self._known[carried] = self._is_this_run(Path(carried))
-        return self._known[carried]
+        if (carried, user) not in self._known:
+            self._known[carried, user] = self._is_this_run(Path(carried), user)
+        return self._known[carried, user]
 
-    def _is_this_run(self, carried: Path) -> bool:
+    def _is_this_run(self, carried: Path, user: int) -> bool:
         if carried == self._folder:
             return True
         try:
@@ -111,8 +112,13 @@ class Mark:
                 return True
         except OSError:
             pass
-        # The folder was moved, unless the run still is where its processes say: then this folder is a copy of it.
-        return bool(self._run_id) and (read_json(carried / "run.json") or {}).get("run_id") != self._run_id
+        # The folder was moved, unless the run still is where its processes say: then this folder is a copy of it. A
+        # record can be forged with another user's run id; that user's processes are not this folder's.
+        try:
+            owned = self._folder.stat().st_uid == user
+        except OSError:
+            return False
+        return bool(self._run_id) and owned and (read_json(carried / "run.json") or {}).get("run_id") != self._run_id
 
 
 def end_all(

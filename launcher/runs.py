@@ -272,7 +272,7 @@ def _require_resumable(run: Run, state: BackendState) -> None:
         raise RequestError(f"{run.name} has succeeded; there is nothing to resume", f"Its results: {run.folder.root}")
     if state.state == UNKNOWN:
         # What cannot be seen from here may still run.
-        raise RequestError(f"{run.name} is UNKNOWN: {state.reason}", "Resume it from where its state can be seen.")
+        raise RequestError(f"{run.name} is UNKNOWN: {state.reason}", _how_to_resume_unknown(run))
     if state.state not in ENDED:
         cure = f"Follow it: llavajob logs {run.name} --follow. To start it again: llavajob cancel {run.name} first."
         raise RequestError(f"{run.name} is {state.state}; only a run that has ended can be resumed", cure)
@@ -280,6 +280,13 @@ def _require_resumable(run: Run, state: BackendState) -> None:
         command = run.record.get("command") or f"llavajob submit {run.record['recipe']}"
         cure = f"Start it again as another run; this one was started by: {command}"
         raise RequestError(f"{run.name} has no complete checkpoint to resume from", cure)
+
+
+def _how_to_resume_unknown(run: Run) -> str:
+    hint = "Resume it from where its state can be seen."
+    if run.record["backend"] != "local":
+        return hint
+    return f'{hint} If that machine is gone for good, set "state" to "FAILED" in {run.folder.state} and try again.'
 
 
 def _has_started(run: Run) -> bool:

@@ -108,7 +108,8 @@ def test_a_run_of_another_machine_is_neither_cancelled_nor_resumed(shell: Shell)
     run = made_run(shell.runs / "far", {"state": "RUNNING", "pid": 1, "pid_ticks": 7, "where": where}, kind="train")
     said = shell("cancel", "far", check=2).err
     assert "runs on host boxa, looked at from host" in said and "llavajob cancel far" in said
-    assert "runs on host boxa" in shell("resume", "far", check=2).err
+    said = shell("resume", "far", check=2).err
+    assert "runs on host boxa" in said and f'set "state" to "FAILED" in {run.folder.state}' in said
     assert not run.folder.cancel_request.exists()
     assert shell.status("far")["state"] == "UNKNOWN"
     write_json(run.folder.state, {"state": "SUCCEEDED", "pid": 1, "where": where})
@@ -244,6 +245,7 @@ def test_cancel_goes_on_after_a_run_that_it_cannot_end(shell: Shell, recipe: Wri
         ('{"state": 5}', "state is 5"),
         ('{"state": "MELTED"}', "called 'MELTED'"),
         ('{"pid": "1"}', "pid is '1'"),
+        ('{"state": "RUNNING", "pid": 100000000000000000000}', "its supervisor died"),
         ('{"steps": {"a": 1}}', "steps is"),
         ("{", "holds no JSON object"),
     ],
@@ -265,3 +267,17 @@ def test_a_supervisor_that_ended_is_not_found_by_its_number_alone() -> None:
     assert processes.identity(done.pid) is None
     assert processes.is_alive((os.getpid(), processes.start_ticks(os.getpid()) or 0))
     assert not processes.is_alive((os.getpid(), 1))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to become another user")
+def test_a_forged_run_id_does_not_end_another_users_processes(tmp_path: Path) -> None:
+    made_run(tmp_path / "forged", {}, run_id="theirs")
+    marks = {"LLAVAJOB_RUN": "/not/seen/here", "LLAVAJOB_RUN_ID": "theirs"}
+    with subprocess.Popen(["sleep", "600"], env={**os.environ, **marks}, user=65534) as other:
+        try:
+            psutil_sees = psutil.Process(other.pid).environ()["LLAVAJOB_RUN_ID"]
+            assert psutil_sees == "theirs" and processes.marked(tmp_path / "forged", run_id="theirs") == []
+            os.chown(tmp_path / "forged", 65534, -1)
+            assert [p.pid for p in processes.marked(tmp_path / "forged", run_id="theirs")] == [other.pid]
+        finally:
+            other.kill()

@@ -99,6 +99,8 @@ class LocalBackend:
     def cancel(self, run: Run) -> BackendState:
         """Ask the supervisor to end the run; where it is dead, end what it left."""
         _wait_sent(run)
+        if not run.folder.record.exists():
+            raise RequestError(f"{run.name} was not sent after all; nothing of it is left")
         state = _readable_state(run.folder)
         away = elsewhere(run, state)
         if away:

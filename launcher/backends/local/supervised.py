@@ -26,7 +26,7 @@ def find_supervisor(folder: RunFolder, run_id: str, state: LocalState) -> psutil
         return None
     try:
         process = psutil.Process(state.pid)
-    except psutil.Error:
+    except (psutil.Error, OverflowError):  # a file may hold any number
         return None
     if not _started_then(state):
         return None

@@ -8,22 +8,39 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-from launcher import console
-from launcher.asking import attempt_to, judge
-from launcher.backends.base import ENDED, SUCCEEDED, UNKNOWN, BackendState, StepState
+import yaml
+
+from launcher import console, patience
+from launcher.asking import judge
+from launcher.backends.base import CANCELLED, ENDED, SUCCEEDED, UNKNOWN, BackendState, StepState
 from launcher.backends.seen import never_sent
 from launcher.backends.slurm import client
 from launcher.backends.slurm.arrays import too_large_arrays
+from launcher.backends.slurm.client_environment import ignored_options
 from launcher.backends.slurm.files import Job, Jobs, load_jobs, plan_file, slurm_folder
+from launcher.backends.slurm.identity import new_ticket
+from launcher.backends.slurm.named_jobs import checked_ids
+from launcher.backends.slurm.owned import (
+    all_seen,
+    find_unsent,
+    missing_ids,
+    own_answer,
+    queued_numbers,
+    unsent,
+    why_not_here,
+)
+from launcher.backends.slurm.place import place_here, require_one_cluster
 from launcher.backends.slurm.states import open_ids, run_state
 from launcher.doctor import Finding
 from launcher.ending import next_attempt
-from launcher.errors import BackendError, NotAnswering
+from launcher.errors import BackendError, NotAnswering, SubmissionUnknown, Unreadable
 from launcher.plan import Plan, Step
 from launcher.plan_text import load_plan, render
 from launcher.profiles import Profile
@@ -33,11 +50,13 @@ from launcher.runtime_check import lacking_runtime
 from launcher.step_word import word_file
 from launcher.store import Run
 
+T = TypeVar("T")
 CANCEL_PATIENCE_S = 300.0
 _GONE_S = 120.0
 """How long Slurm may take to end what it was told to end."""
 _BEHIND_S = 30.0
 """How far the accounting may be behind."""
+_GRACE_S = 60.0
 _TELL_AGAIN_S = 5.0
 _POLL_S = 0.5
 _FRESH_S = 2.0
@@ -68,7 +87,12 @@ class SlurmBackend:
         return lacking
 
     def where(self, plan: Plan) -> dict[str, str]:
-        return {}
+        """The cluster; empty while its controller is silent: sending goes on asking, and the record is told then."""
+        require_one_cluster()
+        try:
+            return place_here()
+        except NotAnswering:
+            return {}
 
     def reach(self, profile: Profile) -> Reach:
         from launcher.backends.slurm.reach import JobReach
@@ -77,6 +101,9 @@ class SlurmBackend:
 
     def submit(self, run: Run, plan: Plan) -> list[str]:
         """Send every step that is not done, each to start when the one before it has succeeded."""
+        ignored = ignored_options()
+        if ignored:
+            console.say(f"Not heeded: {', '.join(ignored)}; what is sent is what the profile and the recipe say")
         write_aside(plan_file(run.folder), render(plan))
         before = load_jobs(run.folder)
         ended = {step.name: step for step in before.end.steps} if before.end else {}
@@ -84,35 +111,68 @@ class SlurmBackend:
         jobs.save(run.folder)
         try:
             _send_all(run.folder, plan, jobs)
-        except BaseException:
-            _take_back(jobs)
+        except SubmissionUnknown:
             raise
+        except BaseException as error:
+            _take_back(jobs, error)
+            raise
+        if not run.record.get("where"):
+            run.record["where"] = self.where(plan)
         return [job.job_id for job in jobs.jobs if job.job_id]
 
     def states(self, runs: Sequence[Run]) -> list[BackendState]:
         """One query for all runs together; none for those that have said how they ended."""
-        known = [attempt_to(partial(_known, run.folder)) for run in runs]
-        answer = _query([one for entry in known if not isinstance(entry, str) for one in entry[1]])
+        known = [_read_jobs(run) for run in runs]
+        ids: list[str] = []
+        for run, jobs in zip(runs, known, strict=True):
+            if isinstance(jobs, Jobs) and jobs.end is None:
+                ids += open_ids(run.folder, jobs)
+        answer = _query(ids)
         return [
-            BackendState(UNKNOWN, entry) if isinstance(entry, str) else judge(partial(_judged, run, entry[0], answer))
-            for run, entry in zip(runs, known, strict=True)
+            judge(partial(_state, run, jobs, answer)) if isinstance(jobs, Jobs) else jobs
+            for run, jobs in zip(runs, known, strict=True)
         ]
 
     def fetch_logs(self, run: Run) -> list[str]:
         return []  # its processes write to the folder that is seen here
 
     def cancel(self, run: Run) -> BackendState:
-        """End what waits at once; have what runs save and leave, then end it; return when nothing is left."""
+        """End what waits at once; have what runs save and leave, then end it; return when nothing is left.
+
+        Raises:
+            BackendError: the run's jobs are not this cluster's, or belong to the run that this is a copy of.
+        """
+        jobs = _read_jobs(run)
+        if isinstance(jobs, BackendState):
+            raise BackendError(f"{run.name} cannot be cancelled: {jobs.reason}", "Look for its job: squeue --me")
+        numbers = _numbers_to_end(run, jobs)
         who = f"{getpass.getuser()}@{socket.gethostname()}"
         write_json(run.folder.cancel_request, {"by": who, "time": time.time()})
-        numbers = [job.job_id for job in load_jobs(run.folder).jobs if job.job_id]
-        grace_s = max(step.grace_s for step in load_plan(plan_file(run.folder)).steps)
-        # Last first, so that no step starts because the one before it has gone.
-        _scancel("--state=PENDING", *reversed(numbers))
-        _let_save(numbers, grace_s)
-        _scancel(*reversed(numbers))
+        # What a submission makes from now on finds the request; what it made before has no number yet.
+        numbers += _insist(lambda: find_unsent(run, jobs))
+        if not numbers:
+            return self._end_without_jobs(run, who)
+        _scancel(numbers, "--state=PENDING")
+        _let_save(numbers, _grace_s(run))
+        _scancel(numbers)
         _wait_gone(numbers, _GONE_S)
         return self._ended(run)
+
+    def _end_without_jobs(self, run: Run, who: str) -> BackendState:
+        """The end of a run of which this cluster, which is its own, has no job: without one it could not be resumed."""
+        _forget_answers()
+        state = self.states([run])[0]
+        if state.state in ENDED:
+            return state
+        jobs, moment = load_jobs(run.folder), time.time()
+        steps = [
+            step if step.state in ENDED else replace(step, state=CANCELLED, ended=moment)
+            for step in (state.steps or [job.step for job in jobs.jobs])
+        ]
+        why = f"; {state.reason}" if state.state == UNKNOWN else ""
+        end = replace(state, state=CANCELLED, reason=f"cancelled by {who}{why}", steps=steps, ended=moment)
+        _remember(run.folder, jobs, end)
+        return end
 
     def _ended(self, run: Run) -> BackendState:
         """The end of a run whose jobs have left the queue; the accounting may be some seconds behind."""
@@ -139,7 +199,7 @@ def _fresh_job(folder: RunFolder, step: Step, ended: dict[str, StepState], plan:
     state = StepState(step.name, step.stage, step.kind, attempt=next_attempt(step, folder.stage(step.stage)))
     if step.kind == "array" and not step.members:
         state.state, state.attempt = SUCCEEDED, max(0, state.attempt - 1)
-    return Job(state, members=list(step.members))
+    return Job(state, members=list(step.members), ticket=new_ticket())
 
 
 def _send_all(folder: RunFolder, plan: Plan, jobs: Jobs) -> None:
@@ -149,38 +209,103 @@ def _send_all(folder: RunFolder, plan: Plan, jobs: Jobs) -> None:
     for job, step in zip(jobs.jobs, plan.steps, strict=True):
         if job.step.state == SUCCEEDED:
             continue
-        job.job_id = after = send(plan, step, after)
+        job.job_id = after = send(plan, step, job.ticket, after)
         jobs.save(folder)
+        if folder.cancel_request.exists():
+            # Somebody cancelled the run while it was being sent, and may not have seen this job.
+            _scancel([job.job_id])
+            return
 
 
-def _take_back(jobs: Jobs) -> None:
+def _take_back(jobs: Jobs, error: BaseException) -> None:
+    """End what was sent of a submission that failed.
+
+    Raises:
+        SubmissionUnknown: it could not be ended, so that it goes on.
+    """
     sent = [job.job_id for job in jobs.jobs if job.job_id]
-    if sent:
-        _scancel(*reversed(sent))
+    if not sent:
+        return
+    try:
+        _scancel(sent)
+    except BackendError as refused:
+        why = getattr(error, "message", "") or "interrupted"
+        words = f"{why}; and what was sent before could not be taken back (job {', '.join(sent)}): {refused.message}"
+        raise SubmissionUnknown(words) from error
 
 
-def _known(folder: RunFolder) -> tuple[Jobs, list[str]]:
-    """What was sent for a run, and the ids of what has not said how it ended."""
-    jobs = load_jobs(folder)
-    return jobs, [] if jobs.end else open_ids(folder, jobs)
+def _read_jobs(run: Run) -> Jobs | BackendState:
+    """What was sent for a run, or what is wrong with its file: one odd folder must not hide the other runs."""
+    try:
+        jobs = load_jobs(run.folder)
+        numbers = [job.job_id for job in jobs.jobs if job.job_id]
+        if numbers:
+            checked_ids(numbers)
+        return jobs
+    except (BackendError, Unreadable) as error:
+        return BackendState(UNKNOWN, error.message)
 
 
-def _judged(run: Run, jobs: Jobs, answer: client.Answer) -> BackendState:
+def _state(run: Run, jobs: Jobs, answer: client.Answer) -> BackendState:
     if jobs.end is not None:
         return jobs.end
     if not jobs.jobs:
         return never_sent(run.created)
-    return _remembered(run.folder, jobs, run_state(run.folder, jobs, answer))
+    mine = own_answer(run, jobs, answer)
+    # A silent controller is not asked once more for each run.
+    if not mine.trouble and (unsent(jobs) or missing_ids(run, jobs, mine)):
+        try:
+            elsewhere = why_not_here(run)
+            if not elsewhere and find_unsent(run, jobs):
+                mine = own_answer(run, jobs, client.query(open_ids(run.folder, jobs)))
+            mine.not_here = elsewhere or mine.not_here
+        except BackendError as error:
+            mine.trouble = error.message
+    state = run_state(run.folder, jobs, mine)
+    # A verdict is written down only from what was seen: Slurm forgets, and needs not be asked again.
+    if state.state in ENDED and all_seen(run, jobs, mine):
+        _remember(run.folder, jobs, state)
+    return state
 
 
-def _remembered(folder: RunFolder, jobs: Jobs, state: BackendState) -> BackendState:
-    """Keep the end of a run in its folder: Slurm forgets, and needs not be asked again."""
-    if state.state in ENDED and os.access(slurm_folder(folder), os.W_OK):
+def _remember(folder: RunFolder, jobs: Jobs, state: BackendState) -> None:
+    if os.access(slurm_folder(folder), os.W_OK):
         jobs.end = state
         # Looking never needs to write: on a full disk, the next look remembers it.
         with suppress(OSError):
             jobs.save(folder)
-    return state
+
+
+def _numbers_to_end(run: Run, jobs: Jobs) -> list[str]:
+    """Numbers of the run's own jobs that Slurm knows.
+
+    Raises:
+        BackendError: this is not the place to end the run from.
+    """
+    elsewhere = _insist(lambda: why_not_here(run))
+    if elsewhere:
+        raise BackendError(f"{run.name} cannot be cancelled from here: {elsewhere}", "Cancel it there.")
+    mine = _queue(run, jobs)
+    return queued_numbers(jobs, mine)
+
+
+def _queue(run: Run, jobs: Jobs) -> client.Answer:
+    """What the queue has of a run's own jobs."""
+    numbers = sorted({job.job_id for job in jobs.jobs if job.job_id}, key=int)
+    queued = _insist(lambda: client.queued(numbers)) if numbers else {}
+    return own_answer(run, jobs, client.Answer(queued))
+
+
+def _insist(call: Callable[[], T]) -> T:
+    return patience.insist(call, CANCEL_PATIENCE_S, console.say)
+
+
+def _grace_s(run: Run) -> float:
+    """How long the run may take to save; ending it must not need a plan that can be read."""
+    try:
+        return max(step.grace_s for step in load_plan(plan_file(run.folder)).steps)
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, Unreadable):
+        return _GRACE_S
 
 
 _answers: dict[tuple[str, ...], tuple[float, client.Answer]] = {}
@@ -200,9 +325,11 @@ def _forget_answers() -> None:
     _answers.clear()
 
 
-def _scancel(*arguments: str) -> None:
+def _scancel(numbers: Sequence[str], *options: str) -> None:
+    """End jobs, the last first: otherwise a step would start because the one before it has gone."""
+    named = checked_ids(reversed(numbers))
     try:
-        client.insist("scancel", *arguments, patience_s=CANCEL_PATIENCE_S, say=console.say)
+        client.insist("scancel", *options, *named, patience_s=CANCEL_PATIENCE_S, say=console.say)
     except NotAnswering:
         raise
     except BackendError as error:
@@ -216,7 +343,7 @@ def _let_save(numbers: Sequence[str], grace_s: float) -> None:
     deadline, told = time.monotonic() + grace_s, 0.0
     while time.monotonic() < deadline and (running := _active(numbers, "RUNNING")):
         if time.monotonic() - told > _TELL_AGAIN_S:
-            _scancel("--signal=TERM", *running)
+            _scancel(running, "--signal=TERM")
             told = time.monotonic()
         time.sleep(_POLL_S)
 
@@ -234,7 +361,7 @@ def _active(numbers: Sequence[str], *states: str) -> list[str]:
     wanted = ["--states=" + ",".join(states)] if states else []
     try:
         text = client.insist(
-            "squeue", "--noheader", f"--jobs={','.join(numbers)}", *wanted, "-o", "%A",
+            "squeue", "--noheader", f"--jobs={','.join(checked_ids(numbers))}", *wanted, "-o", "%A",
             patience_s=CANCEL_PATIENCE_S, say=console.say,
         )  # fmt: skip
     except NotAnswering:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -52,10 +53,16 @@ class Batch:
         return None if request is None else str(request.get("by", "a user"))
 
 
-def own_id() -> str:
+def job_number(batch: Batch) -> str:
+    """The number that sbatch gave this job; the members of an array share it."""
+    # A job that was sent from inside of an array has inherited that one's variables.
+    return os.environ["SLURM_JOB_ID" if batch.member is None else "SLURM_ARRAY_JOB_ID"]
+
+
+def own_id(batch: Batch) -> str:
     """How Slurm's commands name this job; scancel does not find a member of an array by its job's number."""
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+    number = job_number(batch)
+    return number if batch.member is None else f"{number}_{batch.member}"
 
 
 def time_left_s(job_id: str) -> float | None:
@@ -68,10 +75,10 @@ def time_left_s(job_id: str) -> float | None:
     return float(moment) - time.time() if moment.isdigit() and limit != "UNLIMITED" else None
 
 
-def was_preempted() -> bool:
+def was_preempted(batch: Batch) -> bool:
     """Whether Slurm is ending this job because another one needs its nodes."""
     try:
-        moment = ask("squeue", "--noheader", f"--jobs={own_id()}", "-O", "PreemptTime").strip()
+        moment = ask("squeue", "--noheader", f"--jobs={own_id(batch)}", "-O", "PreemptTime").strip()
     except BackendError:
         return False
     return moment.isdigit()
@@ -107,7 +114,7 @@ def cancelled(batch: Batch, word: Word, who: str) -> str:
     """Write down that the job was cancelled, and have Slurm know it; return the end of its script."""
     word.state, word.reason, word.ended = CANCELLED, f"cancelled by {who}", time.time()
     batch.write(word)
-    return f"scancel --quiet {own_id()}; {_wait(30)}"
+    return f"scancel --quiet {shlex.quote(own_id(batch))}; {_wait(30)}"
 
 
 def _wait(seconds: int) -> str:

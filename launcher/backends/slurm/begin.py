@@ -12,9 +12,10 @@ import socket
 import time
 
 from launcher.backends.base import REQUEUED, RUNNING
-from launcher.backends.slurm.batch_job import Batch, cancelled, failed, log, requeue, time_left_s
+from launcher.backends.slurm.batch_job import Batch, cancelled, failed, job_number, log, requeue, time_left_s
 from launcher.backends.slurm.client import ask
-from launcher.backends.slurm.files import load_jobs
+from launcher.backends.slurm.files import Job, load_jobs, slurm_folder
+from launcher.backends.slurm.identity import Owner
 from launcher.backends.slurm.settings import lead_s
 from launcher.backends.slurm.setup_lines import setup_lines
 from launcher.backends.slurm.setup_log import silent_module_error, why_setup_failed
@@ -105,13 +106,45 @@ def _word_of(batch: Batch, job_id: str) -> Word:
 
 def _was_sent(batch: Batch) -> bool:
     """Whether the run's folder has this job: a job that nobody knows of must not do a known one's work as well."""
-    number = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ["SLURM_JOB_ID"]
+    number = job_number(batch)
     deadline = time.monotonic() + _SENT_S
     while True:
-        known = {job.step.name: job.job_id for job in load_jobs(batch.folder).jobs}.get(batch.step.name, "")
-        if known or time.monotonic() > deadline:
-            return known == number
+        known = _known(batch)
+        if known is not None and known.job_id:
+            return known.job_id == number
+        if time.monotonic() > deadline:
+            return known is not None and _adopt(batch, known, number)
         time.sleep(0.2)
+
+
+def _known(batch: Batch) -> Job | None:
+    """What the run's folder has of this step's job."""
+    return next((job for job in load_jobs(batch.folder).jobs if job.step.name == batch.step.name), None)
+
+
+def _adopt(batch: Batch, known: Job, number: str) -> bool:
+    """Write this job's number down where its submission ended before it could; whether it was this job's."""
+    if not batch.plan.run_id or not known.ticket:
+        return False
+    try:
+        trace = ask("squeue", "--noheader", f"--jobs={number}", "-o", "%k")
+    except BackendError:
+        return False
+    if not Owner(batch.plan.run_id, str(batch.plan.folder)).sent(known.ticket, trace):
+        return False
+    claim = slurm_folder(batch.folder) / f"adopted-{known.ticket}"
+    try:
+        # One submission may have made two jobs: the first that comes here is the run's.
+        claim.symlink_to(number)
+    except FileExistsError:
+        return str(claim.readlink()) == number
+    jobs = load_jobs(batch.folder)
+    for job in jobs.jobs:
+        if job.ticket == known.ticket:
+            job.job_id = number
+    jobs.save(batch.folder)
+    batch.event("adopted", job=number)
+    return True
 
 
 def _account_for_loss(batch: Batch, word: Word) -> str | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from launcher.backends.slurm.arrays import largest_array
 from launcher.backends.slurm.client import ask, plain_words
+from launcher.backends.slurm.client_environment import job_environment
 from launcher.backends.slurm.gres import count_gpus, in_words
 from launcher.backends.slurm.settings import (
     gpus_per_node,
@@ -226,7 +227,9 @@ def _ask_node(profile: Profile, marker: Path) -> dict[str, Any]:
         *options, *shlex.split(place["container"]), profile.python, "-c", _LOOK, str(marker), *_PACKAGES,
     ]  # fmt: skip
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_NODE_WAIT_S + 60, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_NODE_WAIT_S + 60, check=False, env=job_environment(),
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise BackendError("a task on a node did not come back", "Look at the nodes: sinfo -R") from None
     line = next((line[6:] for line in done.stdout.splitlines() if line.startswith("LOOKED")), None)

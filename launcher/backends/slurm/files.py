@@ -42,6 +42,8 @@ class Job:
     """Empty: nothing was sent, because the step was done before."""
     members: list[int] = field(default_factory=list)
     """Shards of an array, by the index that Slurm gives them."""
+    ticket: str = ""
+    """Name of this submission of the step, which its job carries. Empty: a version before there was one sent it."""
 
     def ids(self) -> list[str]:
         """Job ids as Slurm lists them, one per member of an array."""

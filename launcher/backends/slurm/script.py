@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from submitit.slurm.slurm import SlurmExecutor
+from submitit.slurm.slurm import SlurmExecutor, SlurmJobEnvironment
 
 from launcher.backends.slurm.files import slurm_folder
 from launcher.backends.slurm.header import header_value
@@ -17,6 +17,7 @@ from launcher.one_line import breaking_character, shell_line, shell_word
 from launcher.plan import SHARD, Plan, Step
 from launcher.run_folder import RunFolder
 
+SlurmJobEnvironment.USR_SIG = "USR2"  # submitit would take another from the caller's environment
 # Whoever has no handler yet must not die of the signal that comes before the time limit.
 _WRAPPER = """sh -c 'trap "" USR2; exec "$@"' llavajob"""
 
@@ -128,7 +129,8 @@ def _srun(place: dict[str, Any], step: Step, cpus: int | None) -> list[str]:
     # Since 22.05 srun no longer takes the CPUs of a task from the job.
     each = [f"--cpus-per-task={cpus}"] if cpus else []
     # A node may be writing the model long after the others are done: no limit to that (0), whatever the site's is.
-    return ["--kill-on-bad-exit=1", "--wait=0", *each, *shlex.split(place["container"])]
+    # What the batch script has reaches the processes, also where sbatch was told to hand on less.
+    return ["--export=ALL", "--kill-on-bad-exit=1", "--wait=0", *each, *shlex.split(place["container"])]
 
 
 def _before(plan: Plan, step: Step) -> list[str]:

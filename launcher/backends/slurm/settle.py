@@ -58,7 +58,7 @@ def _ending(batch: Batch, attempt: int, srun_code: int) -> Ending:
         return Ending("done")
     else:
         ending = _gang_ending(batch, exit_codes(batch.stage, batch.step, attempt), srun_code)
-    gave_way = srun_code in (EXIT_INTERRUPTED, 128 + signal.SIGTERM) and ending.kind != "final" and was_preempted()
+    gave_way = srun_code in (EXIT_INTERRUPTED, 128 + signal.SIGTERM) and ending.kind != "final" and was_preempted(batch)
     return replace(ending, reason="gave way to a job of higher priority") if gave_way else ending
 
 
@@ -86,7 +86,7 @@ def _unsaid(batch: Batch, word: Word) -> str:
     """What srun printed, where nothing was started that could have said more."""
     if any(batch.stage.attempt(word.attempt).glob("node*.log")):
         return ""
-    tail = log_tail(batch.folder, own_id())
+    tail = log_tail(batch.folder, own_id(batch))
     return f"; Slurm's log ends with: {tail}" if tail else ""
 
 

@@ -53,16 +53,20 @@ def run_state(run: RunFolder, jobs: Jobs, answer: Answer) -> BackendState:
 
 def _step(run: RunFolder, jobs: Jobs, job: Job, answer: Answer) -> tuple[StepState, str]:
     if not job.job_id:
-        return _not_sent(jobs, job)
+        return _not_sent(jobs, job, answer)
     numbers = job.numbers()
     seen = [_seen(run, jobs, job, one, n, answer) for one, n in zip(job.ids(), numbers, strict=True)]
     whole = together(seen, job.members) if job.members else seen[0]
     return as_step(job.step, whole), whole.reason
 
 
-def _not_sent(jobs: Jobs, job: Job) -> tuple[StepState, str]:
+def _not_sent(jobs: Jobs, job: Job, answer: Answer) -> tuple[StepState, str]:
     if job.step.state == SUCCEEDED:
         return job.step, ""
+    if answer.not_here:
+        return replace(job.step, state=UNKNOWN), answer.not_here
+    if answer.trouble:
+        return job.step, f"{answer.trouble}; whether it was sent is not known"
     if time.time() - jobs.submitted < _SENDING_S:
         return job.step, "being sent"
     return replace(job.step, state=FAILED), "it was never sent: its submission was interrupted"
@@ -104,6 +108,8 @@ def _as_slurm_has_it(run: RunFolder, one: str, word: Word, said: Seen, foreign: 
 def _unknown_to_slurm(said: Seen, jobs: Jobs, one: str, answer: Answer) -> Seen:
     if answer.trouble:
         return replace(said, state=said.state or PENDING, reason=f"{answer.trouble}; this is the last that was known")
+    if answer.not_here:
+        return replace(said, state=UNKNOWN, reason=answer.not_here)
     if said.state:
         reason = f"job {one} left Slurm without saying how it ended (killed from outside?)"
         return replace(said, state=FAILED, reason=reason)

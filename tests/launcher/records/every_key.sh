@@ -79,7 +79,7 @@ while attempt=$(PYTHON -m launcher.backends.slurm.batch begin '/shared/my runs/r
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output '/shared/my runs/run/slurm/%j_%t_log.out' --kill-on-bad-exit=1 --wait=0 --cpus-per-task=96 --container-image=/images/llava.sqsh '--container-mounts=/data:/my data' sh -c 'trap "" USR2; exec "$@"' llavajob '/opt/py env/bin/python' -u -m submitit.core._submit '/shared/my runs/run/slurm'
+srun --unbuffered --output '/shared/my runs/run/slurm/%j_%t_log.out' --export=ALL --kill-on-bad-exit=1 --wait=0 --cpus-per-task=96 --container-image=/images/llava.sqsh '--container-mounts=/data:/my data' sh -c 'trap "" USR2; exec "$@"' llavajob '/opt/py env/bin/python' -u -m submitit.core._submit '/shared/my runs/run/slurm'
 
 
 # teardown

@@ -20,7 +20,7 @@ while attempt=$('/opt/py env/bin/python' -m launcher.backends.slurm.batch begin 
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output '/shared/my runs/run/slurm/%j_%t_log.out' --kill-on-bad-exit=1 --wait=0 sh -c 'trap "" USR2; exec "$@"' llavajob '/opt/py env/bin/python' -u -m submitit.core._submit '/shared/my runs/run/slurm'
+srun --unbuffered --output '/shared/my runs/run/slurm/%j_%t_log.out' --export=ALL --kill-on-bad-exit=1 --wait=0 sh -c 'trap "" USR2; exec "$@"' llavajob '/opt/py env/bin/python' -u -m submitit.core._submit '/shared/my runs/run/slurm'
 
 
 # teardown

@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from launcher.plain_text import one_line
 
@@ -75,10 +76,22 @@ class RecipeError(RequestError):
 
     def __init__(self, problems: Sequence[Problem], hint: str = "") -> None:
         self.problems = list(dict.fromkeys(problems))
-        super().__init__("\n".join(p.line() for p in self.problems), hint)
+        lines = [problem.line() for problem in self.problems[:_MOST_SHOWN]]
+        if len(self.problems) > _MOST_SHOWN:
+            lines.append(f"and {len(self.problems) - _MOST_SHOWN} more")
+        super().__init__("\n".join(lines), hint)
+
+
+_MOST_SHOWN = 50
+"""Problems that a message lists; nobody reads more of them."""
+_LONGEST_WORD, _MOST_WORDS = 100, 2000
+"""Beyond these a comparison takes seconds, and nobody mistyped it."""
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """Return ``; did you mean 'x'?`` for the nearest allowed word, or nothing when none is near."""
+    if len(word) > _LONGEST_WORD:
+        return ""
+    allowed = islice(allowed, _MOST_WORDS)
     match = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
     return f"; did you mean '{match[0]}'?" if match else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,15 +70,19 @@ def _steps_line(stage: Stage) -> str:
         return "steps unknown until the records are here" + (
             f", at most {train['max_steps']}" if train["max_steps"] else ""
         )
-    steps = math.ceil(math.ceil(records / train["global_batch"]) * train["epochs"])
+    # Epochs may be as large as a float: more updates than anybody counts, not infinity.
+    steps = math.ceil(min(math.ceil(records / train["global_batch"]) * train["epochs"], 1e15))
     steps = min(steps, train["max_steps"] or steps)
     return f"{steps:,} steps ({records:,} records, {train['epochs']:g} epoch{'s' * (train['epochs'] != 1)})"
 
 
 def _records(stage: Stage) -> int | None:
     path = Path(stage.tree.values["data"]["records"])
-    if path.is_file() and 0 < path.stat().st_size <= _COUNT_UP_TO_BYTES:
-        return _count(path, b'"conversations"')
+    try:
+        if os.path.isfile(path) and 0 < path.stat().st_size <= _COUNT_UP_TO_BYTES:
+            return _count(path, b'"conversations"')
+    except OSError:
+        pass  # it cannot be read from here; whether the job can is not known
     known = stage.tree.values.get("records")
     return int(known) if known else None
 

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from launcher import paths
+from launcher.errors import Problem, RecipeError, RequestError
 from launcher.reach import Reach
 from launcher.recipe import Override, Stage
+from launcher.text_checks import flaw
 from launcher.tree import Key
 
 _READ: dict[str, tuple[Key, ...]] = {
@@ -46,12 +49,26 @@ def make_absolute(stages: Sequence[Stage], base: Path) -> None:
     Args:
         stages: whose paths.
         base: the folder that paths are meant from: where the run was first submitted.
+
+    Raises:
+        RecipeError: a path names a user that does not exist; all of them at once.
     """
+    problems: list[Problem] = []
     for stage in stages:
         for key in (*_READ[stage.kind], *_WRITTEN.get(stage.kind, ())):
-            value = stage.tree.get(key)
-            if isinstance(value, str) and value and not value.startswith("<"):
-                stage.tree.set(key, os.path.abspath(base / Path(value).expanduser()), stage.tree.origin(key))
+            value, origin = stage.tree.get(key), stage.tree.origin(key)
+            if not isinstance(value, str) or not value or value.startswith("<"):
+                continue
+            try:
+                path = os.path.abspath(base / paths.expand(value))
+            except RequestError as error:
+                problems.append(Problem(origin, f"{'.'.join(key)}: {error.message}"))
+                continue
+            if flaw(path, one_line=True):
+                problems.append(Problem(origin, f"{'.'.join(key)}: the path {path!r} {flaw(path, one_line=True)}"))
+            stage.tree.set(key, path, origin)
+    if problems:
+        raise RecipeError(problems)
 
 
 def from_here(override: Override) -> Override:
@@ -59,7 +76,7 @@ def from_here(override: Override) -> Override:
     is_path = override.key[0] == "paths" or override.key[-2:] in _ENDS or override.key[-3:] in _ENDS
     if not is_path or override.text.startswith(("$", "<")) or override.text in ("", "null"):
         return override
-    return replace(override, text=os.path.abspath(Path(override.text).expanduser()))
+    return replace(override, text=os.path.abspath(paths.current() / paths.expand(override.text)))
 
 
 def find_missing(
@@ -85,7 +102,7 @@ def find_missing(
             if not value.startswith("<") and (why := reach.unseen(Path(value))):
                 missing.append(Missing(".".join(key), value, stage.tree.origin(key), _move(stage, key, reach), why))
                 continue
-            if Path(value).exists() if seen_here else not value.startswith("<"):
+            if os.path.exists(value) if seen_here else not value.startswith("<"):
                 continue
             missing.append(_missing(stage, key, value))
     return missing + _lost(stages, run_folder, reach)
@@ -133,9 +150,9 @@ def find_doubts(stages: Sequence[Stage], run_folder: Path, reach: Reach) -> list
 def _move(stage: Stage, key: Key, reach: Reach) -> str:
     """Where to put an input or output so that the run's processes reach it, and how to say so."""
     value = str(stage.tree.get(key))
-    paths = stage.tree.values.get("paths") or {}
-    for name, folder in paths.items():
-        if isinstance(folder, str) and folder and Path(value).is_relative_to(Path(folder).expanduser().absolute()):
+    named = stage.tree.values.get("paths") or {}
+    for name, folder in named.items():
+        if isinstance(folder, str) and folder and Path(value).is_relative_to(paths.current() / paths.expand(folder)):
             place = reach.elsewhere(Path(folder))
             profile = f"values: {{paths: {{{name}: {place}}}}} in the profile"
             return f"put the contents of {folder} on a volume, and name it: {profile}, or --set paths.{name}={place}"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import Problem, RecipeError
+from launcher.errors import Problem, RecipeError, RequestError
 from launcher.plan import SHARD, Plan, Step, StepKind
 from launcher.profiles import Profile
 from launcher.recipe import Stage
-from launcher.recipe_schema import LAUNCHER_KEYS
+from launcher.recipe_schema import LAUNCHER_KEYS, MOST_NODES
 from launcher.run_folder import RunFolder
+from launcher.text_checks import flaw
 
 
 def make_plan(run: str, run_id: str, folder: Path, place: Profile, stages: Sequence[Stage]) -> Plan:
@@ -19,14 +21,26 @@ def make_plan(run: str, run_id: str, folder: Path, place: Profile, stages: Seque
 
     Raises:
         RecipeError: a batch that does not divide, a GPU count that makes no sense; all at once.
+        RequestError: the run's folder or the Python has a name that a plan cannot hold.
     """
-    problems = [problem for stage in stages for problem in (*fit_batch(stage), *check_tuning(stage))]
+    problems = [
+        problem for stage in stages for problem in (*fit_batch(stage), *check_shards(stage), *check_tuning(stage))
+    ]
     if problems:
         raise RecipeError(problems)
     steps = [step for stage in stages for step in _steps(stage, place.python, place.environment)]
+    _check_paths(folder, place.python)
     code = RunFolder(folder).code if place.code == "snapshot" else None
     configs = {str(RunFolder(stage.folder).config): config_values(stage) for stage in stages}
     return Plan(run, run_id, folder, place.backend, place.settings, tuple(steps), configs, code=code)
+
+
+def _check_paths(*named: Path | str) -> None:
+    for path in named:
+        text = flaw(str(path), one_line=True)
+        if text:
+            hint = "Name another folder, such as LLAVAJOB_RUNS, or rename it."
+            raise RequestError(f"the path {str(path)!r} {text}", hint)
 
 
 def config_values(stage: Stage) -> dict[str, Any]:
@@ -59,15 +73,30 @@ def fit_batch(stage: Stage) -> list[Problem]:
         return []
     train, ranks = stage.tree.values["train"], world_size(stage)
     whole, device = int(train["global_batch"]), int(train["device_batch"])
-    fitting = [size for size in range(min(device, whole), 0, -1) if whole % (size * ranks) == 0]
-    if not fitting:
-        near = ", ".join(str(n) for n in range(1, 2 * ranks) if whole % n == 0)
+    if whole % ranks:
+        near = ", ".join(str(number) for number in _divisors(whole) if number < 2 * ranks)
         text = f"train.global_batch {whole} cannot be shared by {ranks} ranks; ranks may be {near}, or change the batch"
         return [Problem(stage.tree.origin(("train", "global_batch")), text)]
-    if fitting[0] != device:
+    fitting = max(size for size in _divisors(whole // ranks) if size <= device)
+    if fitting != device:
         origin = f"{device} lowered, so that {ranks} ranks share {whole}"
-        stage.tree.set(("train", "device_batch"), fitting[0], origin)
+        stage.tree.set(("train", "device_batch"), fitting, origin)
     return []
+
+
+def _divisors(number: int) -> list[int]:
+    """Every divisor of a number, in order."""
+    low = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    high = [number // divisor for divisor in reversed(low) if divisor * divisor != number]
+    return low + high
+
+
+def check_shards(stage: Stage) -> list[Problem]:
+    """Find an evaluation that would be cut into more shards than can be planned, one for each process."""
+    if stage.kind != "eval" or stage.tree.values["eval"]["shards"] is not None or world_size(stage) <= MOST_NODES:
+        return []
+    text = f"{world_size(stage):,} processes would be as many shards; {MOST_NODES:,} are the most: set eval.shards"
+    return [Problem(stage.tree.origin(("resources", "nodes")), text)]
 
 
 def check_tuning(stage: Stage) -> list[Problem]:

@@ -13,7 +13,9 @@ from launcher.recipe_files import Source, extended, locate, with_bases
 from launcher.recipe_schema import LABELS, kinds, recipe_schema
 from launcher.references import Names, resolve
 from launcher.schema import check, describe, fill_defaults, find, parse_value
+from launcher.text_checks import text_problems
 from launcher.tree import Key, Tree, leaves
+from launcher.yaml_reader import LONGEST_KEY
 
 _INHERITED = ("seed", "paths", "environment", "resources")
 """Keys that a pipeline's stages take over from the pipeline."""
@@ -65,7 +67,7 @@ def load(reference: str) -> Recipe:
         raise RecipeError([Problem(tree.origin(("kind",)), f"{seen}; one of {', '.join(kinds())} is needed")])
     if kind == "pipeline":
         _extend_stages(tree, source)
-    return Recipe(source.name, kind, tree, source.shown)
+    return Recipe(source.name, str(kind), tree, source.shown)
 
 
 def _extend_stages(tree: Tree, source: Source) -> None:
@@ -109,6 +111,8 @@ def _schema_at(recipe: Recipe, key: Key) -> Mapping[str, Any] | None:
 def _no_such_key(recipe: Recipe, override: Override) -> Problem:
     known = [".".join(key) for key in known_keys(recipe)]
     word = ".".join(override.key)
+    if len(word) > LONGEST_KEY:
+        return Problem(override.origin[:LONGEST_KEY], "no key is that long")
     near = nearest(word, known) or _same_ending(override.key, known)
     return Problem(override.origin, f"unknown key '{word}'{near}")
 
@@ -174,8 +178,7 @@ def _pipeline_stages(
         if kind in kinds() and kind != "pipeline":
             stages.append(_stage(name, str(kind), tree, profile_values, path, inner, problems))
         else:
-            text = f"stage '{name}' needs a kind: one of {', '.join(k for k in kinds() if k != 'pipeline')}"
-            problems.append(Problem(recipe.tree.origin(("stages", name)), text))
+            problems.append(_kind_is_missing(recipe, name))
     return stages
 
 
@@ -183,9 +186,7 @@ def _check_pipeline(recipe: Recipe, problems: list[Problem]) -> None:
     tree = recipe.tree.copy()
     fill_defaults(tree, recipe_schema("pipeline"))
     check(tree, recipe_schema("pipeline"), problems)
-    if not isinstance(tree.get(("stages",)), dict) or not tree.values.get("stages"):
-        problems.append(Problem(tree.origin(("stages",)), "stages: a mapping of at least one stage is needed"))
-        raise RecipeError(problems)
+    _require_stages(tree, problems)
     for name in tree.values["stages"]:
         if not is_name(name):
             problems.append(Problem(tree.origin(("stages", name)), f"{name!r} cannot be a stage's name: {NAME_RULE}"))
@@ -211,6 +212,7 @@ def _stage(
     own = Names({**names.fixed, "stage.dir": str(folder)}, names.latest)
     resolve(tree, own, problems)
     check(tree, schema, problems)
+    problems += text_problems(tree)
     return Stage(name, kind, tree, folder)
 
 
@@ -221,12 +223,47 @@ def _lay_profile(tree: Tree, profile_values: Tree, schema: Mapping[str, Any]) ->
             tree.set(key, value, profile_values.origin(key))
 
 
+def _stage_kinds(recipe: Recipe) -> dict[str, str]:
+    """The kind of each stage of a pipeline.
+
+    Raises:
+        RecipeError: there are no stages, or some have no known kind.
+    """
+    problems: list[Problem] = []
+    _require_stages(recipe.tree, problems)
+    found = {}
+    for name in recipe.tree.values["stages"]:
+        kind = recipe.tree.get(("stages", name, "kind"))
+        if kind in kinds() and kind != "pipeline":
+            found[name] = str(kind)
+        else:
+            problems.append(_kind_is_missing(recipe, name))
+    if problems:
+        raise RecipeError(problems)
+    return found
+
+
+def _require_stages(tree: Tree, problems: list[Problem]) -> None:
+    if not isinstance(tree.get(("stages",)), dict) or not tree.values.get("stages"):
+        problems.append(Problem(tree.origin(("stages",)), "stages: a mapping of at least one stage is needed"))
+        raise RecipeError(problems)
+
+
+def _kind_is_missing(recipe: Recipe, stage: str) -> Problem:
+    text = f"stage '{stage}' needs a kind: one of {', '.join(k for k in kinds() if k != 'pipeline')}"
+    return Problem(recipe.tree.origin(("stages", stage)), text)
+
+
 def explain(recipe: Recipe) -> list[tuple[str, Any, str, str]]:
-    """List a recipe's keys as (key, value, origin, documentation); a pipeline's stages one after the other."""
+    """List a recipe's keys as (key, value, origin, documentation); a pipeline's stages one after the other.
+
+    Raises:
+        RecipeError: a pipeline's stages are no recipes.
+    """
     rows = []
     parts: list[tuple[Key, str]] = [((), recipe.kind)]
     if recipe.kind == "pipeline":
-        parts += [(("stages", n), str(s.get("kind"))) for n, s in recipe.tree.values["stages"].items()]
+        parts += [(("stages", name), kind) for name, kind in _stage_kinds(recipe).items()]
     for prefix, kind in parts:
         tree = recipe.tree.sub(prefix) if prefix else recipe.tree.copy()
         schema = recipe_schema(kind)

@@ -7,15 +7,18 @@ which was asked for: ``internlm2-7b/finetune`` extends ``finetune``, whose ``bas
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from launcher import paths
 from launcher.errors import Problem, RecipeError, RequestError, nearest
 from launcher.recipe_schema import LABELS
 from launcher.shipped import find_shipped, known_names, recipes_folder, row_names, row_of
 from launcher.tree import Tree, leaves, read_tree
 
+_MOST_BASES = 50
 _OF_THE_ROW = re.compile(r"\$\{(latest|recipe):\./([^{}]*)\}")
 
 
@@ -42,11 +45,13 @@ def locate(reference: str) -> Source:
     if found:
         name, path = found
         return Source(name, path, f"jobs/{path.relative_to(recipes_folder()).as_posix()}", row_of(name))
-    path = Path(reference).expanduser()
-    if path.is_file():
+    path = paths.expand(reference)
+    if os.path.isfile(path):
         return Source(path.stem, path.resolve(), reference, None)
     names = known_names()
     what = f"no file {reference}" if looks_like_path else f"no recipe named '{reference}'{nearest(reference, names)}"
+    if looks_like_path and os.path.lexists(path):
+        what = f"{reference} is not a regular file that can be read"
     top = ", ".join(name for name in names if "/" not in name and name not in row_names())
     hint = f"Shipped recipes: {top}; rows, with pretrain and finetune each: {', '.join(row_names())}"
     raise RequestError(what, f"{hint}. A path to a YAML file works the same.")
@@ -61,6 +66,9 @@ def with_bases(source: Source, trail: tuple[Path, ...] = ()) -> tuple[Tree, str 
     Raises:
         RecipeError: a file cannot be read, a base is not there, or they go round in a circle.
     """
+    if len(trail) > _MOST_BASES:
+        text = f"more than {_MOST_BASES} recipes extend one another"
+        raise RecipeError([Problem(source.shown, text)])
     if source.path in trail:
         circle = " -> ".join(p.name for p in (*trail, source.path))
         raise RecipeError([Problem(source.shown, f"base goes round in a circle: {circle}")])
@@ -101,8 +109,11 @@ def _base(base: str, source: Source) -> Source:
         return locate(f"{source.row}/{base[2:]}" if source.row else base[2:])
     if find_shipped(base):
         return locate(base)
-    candidate = (source.path.parent / base).with_suffix(".yaml")
-    if candidate.is_file():
+    try:
+        candidate = (source.path.parent / base).with_suffix(".yaml")
+    except ValueError:  # a path without a name, such as /
+        return locate(base)
+    if os.path.isfile(candidate):
         shown = str(Path(source.shown).parent / candidate.name)
         return Source(candidate.stem, candidate.resolve(), shown, source.row)
     return locate(base)
@@ -116,7 +127,7 @@ def _bound(tree: Tree, row: str | None) -> Tree:
         return name if match[1] == "recipe" else f"${{latest:{name}}}"
 
     for key, value in list(leaves(tree.values)):
-        if row is None and key[0] == "stages":  # each stage is of the row that it extends itself
+        if row is None and key[:1] == ("stages",):  # each stage is of the row that it extends itself
             continue
         if isinstance(value, str) and _OF_THE_ROW.search(value):
             tree.set(key, _OF_THE_ROW.sub(written, value), tree.origin(key))

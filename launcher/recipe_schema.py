@@ -12,13 +12,18 @@ def _text(doc: str, default: str | None = "") -> dict[str, Any]:
     return {"type": "string", "description": doc} | ({} if default is None else {"default": default})
 
 
-def _count(doc: str, default: int, least: int = 0) -> dict[str, Any]:
-    return {"type": "integer", "minimum": least, "default": default, "description": doc}
+def _count(doc: str, default: int, least: int = 0, most: int | None = None) -> dict[str, Any]:
+    bounds = {"minimum": least} | ({} if most is None else {"maximum": most})
+    return {"type": "integer", **bounds, "default": default, "description": doc}
 
 
 def _map(doc: str) -> dict[str, Any]:
     return {"type": "object", "additionalProperties": {"type": "string"}, "default": {}, "description": doc}
 
+
+MOST_NODES = 100_000
+"""More than any cluster has; also the most shards of an evaluation. Far larger numbers are typing errors, and what is
+planned and rendered for each node or shard would not end."""
 
 RESOURCES: dict[str, Any] = {
     "type": "object",
@@ -26,11 +31,11 @@ RESOURCES: dict[str, Any] = {
     "description": "What the job runs on.",
     "default": {},
     "properties": {
-        "nodes": _count("Machines; on the local backend, groups of processes on this one.", 1, least=1),
-        "gpus_per_node": _count("GPUs on each node, one process each; 0: processes on CPU.", 0),
-        "processes_per_node": _count("Processes on each node when gpus_per_node is 0.", 1, least=1),
+        "nodes": _count("Machines; on the local backend, groups of processes on this one.", 1, 1, MOST_NODES),
+        "gpus_per_node": _count("GPUs on each node, one process each; 0: processes on CPU.", 0, 0, 1024),
+        "processes_per_node": _count("Processes on each node when gpus_per_node is 0.", 1, 1, 4096),
         "threads_per_process": {
-            "anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}],
+            "anyOf": [{"type": "integer", "minimum": 1, "maximum": 4096}, {"type": "null"}],
             "default": None,
             "description": "CPU threads of each process (OMP_NUM_THREADS); null: the cores divided by the processes.",
         },
@@ -43,8 +48,12 @@ RETRIES: dict[str, Any] = {
     "description": "When a broken attempt is followed by another.",
     "default": {},
     "properties": {
-        "without_progress": _count("Attempts in a row that may end without a new step before the run fails.", 2),
-        "grace_s": _count("Seconds that processes get to save their state after SIGTERM before SIGKILL.", 120, least=1),
+        "without_progress": _count(
+            "Attempts in a row that may end without a new step before the run fails.", 2, 0, 10_000
+        ),
+        "grace_s": _count(
+            "Seconds that processes get to save their state after SIGTERM before SIGKILL.", 120, 1, 7 * 86400
+        ),
     },
 }
 

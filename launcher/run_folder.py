@@ -172,4 +172,9 @@ def write_aside(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON value aside and move it in place."""
-    write_aside(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # the name of a folder here may be no UTF-8; JSON's escapes keep it as it is
+        text = json.dumps(value, indent=1)
+    write_aside(path, text + "\n")

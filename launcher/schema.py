@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from launcher.errors import Problem, nearest
 from launcher.tree import Key, Tree
+from launcher.yaml_reader import LARGEST_NUMBER, read_value
 
 Schema = Mapping[str, Any]
+_MOST_UNKNOWN = 50
+"""Unknown keys of one mapping that are named, each with what was meant."""
 _RUNTIME_FILE = Path(__file__).with_name("runtime_schema.json")
 
 
@@ -65,8 +67,12 @@ def describe(schema: Schema) -> str:
              "null": "null", "array": "a list", "object": "a mapping"}  # fmt: skip
     text = words.get(str(schema.get("type")), "a value")
     bounds = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-    limits = [f"{word} {schema[name]:g}" for name, word in bounds.items() if name in schema]
+    limits = [f"{word} {_number_text(schema[name])}" for name, word in bounds.items() if name in schema]
     return " ".join([text, " and ".join(limits)]).strip()
+
+
+def _number_text(number: float) -> str:
+    return f"{number:g}" if number < 1e6 else f"{number:,.0f}"
 
 
 def fill_defaults(tree: Tree, schema: Schema, key: Key = ()) -> None:
@@ -85,8 +91,11 @@ def fill_defaults(tree: Tree, schema: Schema, key: Key = ()) -> None:
 def check(tree: Tree, schema: Schema, problems: list[Problem], key: Key = ()) -> None:
     """Type every value by the schema, in place, and collect what does not fit."""
     values = tree.get(key) if key else tree.values
-    for name in [n for n in values if n not in schema.get("properties", {})]:
+    unknown = [n for n in values if n not in schema.get("properties", {})]
+    for name in unknown[:_MOST_UNKNOWN]:
         problems.append(_unknown(tree, (*key, str(name)), schema))
+    if len(unknown) > _MOST_UNKNOWN:
+        problems.append(Problem(tree.origin(key), f"and {len(unknown) - _MOST_UNKNOWN} more unknown keys"))
     for name, child in schema.get("properties", {}).items():
         path = (*key, name)
         if name in values:
@@ -135,7 +144,10 @@ def _check_map(tree: Tree, key: Key, value: dict[str, Any], schema: Schema, prob
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except ValueError:  # Python writes out no number of more than 4,300 digits
+        text = "a number of thousands of digits"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -150,21 +162,21 @@ def _typed(value: Any, schema: Schema) -> tuple[bool, Any]:
 
 
 def _integer(value: Any, _: Schema) -> tuple[bool, Any]:
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.is_integer() and abs(value) < LARGEST_NUMBER:
         return True, int(value)
-    return isinstance(value, int) and not isinstance(value, bool), value
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST_NUMBER, value
 
 
 def _number(value: Any, _: Schema) -> tuple[bool, Any]:
     # YAML 1.1 reads 2e-4 as text, because it has no point; a person means the number.
-    if isinstance(value, str):
-        try:
-            return True, float(value)
-        except ValueError:
-            return False, value
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
         return False, value
-    return True, float(value)
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return False, value
+    # Infinity and NaN pass every comparison that a bound makes, or none.
+    return math.isfinite(number), number if math.isfinite(number) else value
 
 
 def _string(value: Any, _: Schema) -> tuple[bool, Any]:
@@ -226,6 +238,6 @@ def parse_value(text: str, schema: Schema) -> Any:
     if "string" in types and not ("null" in types and text in ("null", "~")):
         return text
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
+        return read_value(text)
+    except ValueError:
+        return text  # the check says what is needed instead

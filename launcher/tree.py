@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from launcher.errors import Problem, RecipeError
+from launcher.text_files import read_text
+from launcher.yaml_reader import Key, Reader
 
-Key = tuple[str, ...]
-"""Path of a value: ``("train", "epochs")``; list items count as ``"0"``, ``"1"`` ..."""
+__all__ = ["Key", "Tree", "leaves", "read_tree", "walk"]
 
 
 @dataclass
@@ -32,7 +31,7 @@ class Tree:
         for part in key:
             if isinstance(node, dict) and part in node:
                 node = node[part]
-            elif isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            elif isinstance(node, list) and part.isdecimal() and len(part) < 10 and int(part) < len(node):
                 node = node[int(part)]
             else:
                 return default
@@ -46,8 +45,8 @@ class Tree:
             if not isinstance(child, dict):
                 child = node[part] = {}
             node = child
+        self._forget(key, node.get(key[-1]))
         node[key[-1]] = value
-        self._forget(key)
         for path, _ in walk(value, key):
             self.origins[path] = origin
 
@@ -65,12 +64,14 @@ class Tree:
         """Return the mapping at a key as a tree of its own."""
         values = self.get(key)
         size = len(key)
-        origins = {path[size:]: origin for path, origin in self.origins.items() if path[:size] == key}
+        paths = [path for path, _ in walk(values, key) if path in self.origins]
+        origins = {path[size:]: self.origins[path] for path in paths}
         return Tree(copy.deepcopy(values) if isinstance(values, dict) else {}, origins)
 
-    def _forget(self, key: Key) -> None:
-        for path in [path for path in self.origins if path[: len(key)] == key]:
-            del self.origins[path]
+    def _forget(self, key: Key, value: Any) -> None:
+        """Drop the origins of a value that is replaced: of its own keys only, for there may be thousands of others."""
+        for path, _ in walk(value, key):
+            self.origins.pop(path, None)
 
 
 def _merge(below: Tree, above: Tree, key: Key) -> None:
@@ -81,8 +82,7 @@ def _merge(below: Tree, above: Tree, key: Key) -> None:
             _merge(below, above, path)
         else:
             below.set(path, copy.deepcopy(value), above.origin(path))
-            size = len(path)
-            below.origins.update({p: o for p, o in above.origins.items() if p[:size] == path})
+            below.origins.update({p: above.origins[p] for p, _ in walk(value, path) if p in above.origins})
 
 
 def walk(value: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
@@ -112,58 +112,16 @@ def read_tree(path: Path, shown: str | None = None) -> Tree:
     Raises:
         RecipeError: the file cannot be read, is no YAML, holds a key twice or is no mapping.
     """
-    shown = shown or str(path)
+    reader = Reader(shown or str(path))
     try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=_LOADER)
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError([Problem(shown, f"cannot be read: {getattr(error, 'strerror', None) or error}")]) from None
-    except yaml.YAMLError as error:
-        raise RecipeError([_yaml_problem(error, shown)]) from None
-    if node is None:
+        text = read_text(path)
+    except ValueError as error:
+        raise RecipeError([Problem(reader.shown, str(error))]) from None
+    values = reader.read(text)
+    if reader.problems:
+        raise RecipeError(reader.problems)
+    if values is None:
         return Tree()
-    if not isinstance(node, yaml.MappingNode):
-        raise RecipeError([Problem(f"{shown}:{node.start_mark.line + 1}", "a mapping of keys is needed here")])
-    tree, problems = Tree(), list[Problem]()
-    tree.values = _build(node, (), shown, tree.origins, problems)
-    if problems:
-        raise RecipeError(problems)
-    return tree
-
-
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-def _build(node: yaml.Node, key: Key, shown: str, origins: dict[Key, str], problems: list[Problem]) -> Any:
-    origins.setdefault(key, f"{shown}:{node.start_mark.line + 1}")
-    if isinstance(node, yaml.MappingNode):
-        return _build_mapping(node, key, shown, origins, problems)
-    if isinstance(node, yaml.SequenceNode):
-        return [_build(item, (*key, str(i)), shown, origins, problems) for i, item in enumerate(node.value)]
-    if isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float")) and ":" in node.value:
-        return node.value  # YAML 1.1 would make 43200 of a time limit of 12:00:00
-    try:
-        return yaml.SafeLoader("").construct_object(node)
-    except yaml.YAMLError as error:
-        problems.append(_yaml_problem(error, shown))
-        return None
-
-
-def _build_mapping(
-    node: yaml.MappingNode, key: Key, shown: str, origins: dict[Key, str], problems: list[Problem]
-) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name_node, child in node.value:
-        name, line = str(name_node.value), name_node.start_mark.line + 1
-        if name in values:
-            problems.append(Problem(f"{shown}:{line}", f"key '{name}' stands here a second time"))
-        path = (*key, name)
-        origins[path] = f"{shown}:{line}"
-        values[name] = _build(child, path, shown, origins, problems)
-    return values
-
-
-def _yaml_problem(error: yaml.YAMLError, shown: str) -> Problem:
-    mark = getattr(error, "problem_mark", None)
-    where = f"{shown}:{mark.line + 1}" if mark else shown
-    return Problem(where, f"not valid YAML: {getattr(error, 'problem', None) or error}")
+    if not isinstance(values, dict):
+        raise RecipeError([Problem(reader.origins[()], "a mapping of keys is needed here")])
+    return Tree(values, reader.origins)

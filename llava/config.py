@@ -16,6 +16,8 @@ from llava.errors import ConfigError
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
+BatchSize = Annotated[int, Field(gt=0, le=1_000_000_000)]
+Shards = Annotated[int, Field(gt=0, le=100_000)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Template = Literal[
     "vicuna",
@@ -131,9 +133,9 @@ class DataConfig(Section):
 class TrainingConfig(Section):
     """How the model learns."""
 
-    global_batch: Positive = 128
+    global_batch: BatchSize = 128
     """Samples per update over all ranks, whatever the number of nodes."""
-    device_batch: Positive = 16
+    device_batch: BatchSize = 16
     """Samples per rank in one forward pass; accumulation is global_batch / (device_batch x ranks)."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
     """Passes over the records."""
@@ -249,7 +251,7 @@ class EvalConfig(Section):
     """The benchmark's file: TSV for mmbench, JSON for refcoco."""
     images: str | None = None
     """Folder with COCO's pictures, for refcoco; mmbench's file holds its own."""
-    shards: Positive | None = None
+    shards: Shards | None = None
     """How many parts the rows are answered in, one process each; null: one per process that the job is given."""
     batch: Positive = 16
     """Rows answered in one generation; 1 is the reference."""

@@ -10,6 +10,8 @@ import yaml
 
 from launcher.errors import RequestError, nearest
 from launcher.shipped import manifests_folder
+from launcher.text_files import read_text
+from launcher.yaml_reader import Reader
 
 KINDS = {"training": "PyTorchJob", "evaluation": "Job", "pipeline": "Job"}
 CONTAINERS = {"PyTorchJob": "pytorch", "Job": "llavajob"}
@@ -44,13 +46,22 @@ def read_base(name: str, path: Path) -> dict[str, Any]:
         ValueError: with what is wrong in it, all at once.
     """
     try:
-        found = list(yaml.load_all(path.read_text(encoding="utf-8"), Loader=_LOADER))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        text = read_text(path)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from None
+    reader = Reader(str(path))
+    if not reader.measure(text):
+        raise ValueError(f"{path} is {reader.problems[0].message}")
+    try:
+        found = list(yaml.load_all(text, Loader=_LOADER))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
     kind = KINDS[name]
     base = found[0] if len(found) == 1 else None
+    if base is not None and reader.read(text) is None:
+        raise ValueError(f"{path} is not valid: {'; '.join(problem.message for problem in reader.problems[:5])}")
     if not isinstance(base, dict) or (base.get("apiVersion"), base.get("kind")) != (_API[kind], kind):
         raise ValueError(f"{path} is not one {kind} of {_API[kind]}")
     try:

@@ -64,7 +64,7 @@ def volume_problems(tree: Tree) -> list[Problem]:
             continue
         name, origin = f"kubernetes.volumes.{number}", tree.origin(("volumes", str(number)))
         found += [Problem(origin, f"{name}{text}") for text in (*_key_errors(entry), *_value_errors(entry))]
-        if entry.get("mount") in seen:
+        if isinstance(entry.get("mount"), str) and entry["mount"] in seen:
             found.append(Problem(origin, f"{name}: {entry['mount']} is the mount of another volume already"))
         seen.add(str(entry.get("mount")))
     return found

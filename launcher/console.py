@@ -14,6 +14,26 @@ from typing import Any
 from launcher.plain_text import plain
 
 
+def prepare() -> None:
+    """Have the standard streams take every character, and be there at all.
+
+    A terminal of another encoding, or a file's name that is not valid text, must not end a command: what a stream
+    cannot show it shows as an escape. A stream that was closed by the caller (``>&-``) is one that nobody reads.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def close() -> None:
+    """Drop what is still to be printed: nobody reads it, and Python would complain about that at its end."""
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    os.dup2(sys.stdout.fileno(), 1)
+
+
 def data(text: str) -> None:
     """Print data: what another program may read."""
     _write(sys.stdout, plain(text))
@@ -38,6 +58,16 @@ def data_json(value: Any) -> None:
 def say(text: str) -> None:
     """Print words for people."""
     _write(sys.stderr, plain(text))
+
+
+def say_once(text: str) -> None:
+    """Print words for people unless this process has said them before."""
+    if text not in _said:
+        _said.add(text)
+        say(text)
+
+
+_said: set[str] = set()
 
 
 def fail(message: str, hint: str = "") -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import os
 import platform
 import shlex
 import socket
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import __version__
+from launcher.user import user_name
 
 _LARGEST_DIFF = 1 << 20
 
@@ -27,22 +26,6 @@ def describe_origin() -> dict[str, Any]:
         "git_commit": git_commit(Path.cwd()),
         "versions": {"llavajob": __version__, "python": platform.python_version()},
     }
-
-
-def user_name() -> str:
-    """Return the user's name, or the number of a user without one, as in many containers."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError, ImportError):
-        return f"uid {os.getuid()}"
-
-
-def owner_name(path: Path) -> str:
-    """Return the name of the user that a file belongs to, or the number of a user without one."""
-    try:
-        return path.owner()
-    except KeyError:
-        return f"uid {path.stat().st_uid}"
 
 
 def git_commit(folder: Path) -> str | None:

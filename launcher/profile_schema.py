@@ -57,8 +57,7 @@ FILE_SCHEMA = {
         "profiles": {
             "type": "object",
             "default": {},
-            "additionalProperties": {"type": "object"},
-            "description": "Profiles by name.",
+            "description": "Profiles by name; each is checked by itself.",
         },
     },
 }

@@ -8,24 +8,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launcher import console
+from launcher import console, paths
 from launcher.asking import ask
 from launcher.backends.base import ENDED, SUCCEEDED, UNKNOWN, BackendState, get_backend
 from launcher.ending import next_attempt
 from launcher.errors import BackendError, LauncherError, RequestError, SubmissionUnknown, Unreadable
 from launcher.exits import missing_shards
 from launcher.inputs import Missing, drop_unseen_caches, find_doubts, find_missing, from_here, make_absolute
-from launcher.origin import code_diff, describe_origin, owner_name
+from launcher.origin import code_diff, describe_origin
 from launcher.plan import Plan, Step
 from launcher.planning import make_plan
 from launcher.profiles import Profile, find_profile, override_place, runs_roots
 from launcher.recipe import Override, Recipe, Stage, apply_overrides, load, stages_of
 from launcher.references import Names
 from launcher.run_folder import RunFolder, read_json, write_aside
+from launcher.runtime_check import ask_runtime_of
 from launcher.snapshot import take_snapshot
 from launcher.store import Run, all_runs, check_name, find_run, new_name, new_run_id, now, original_of, save
 from launcher.submission import draft, remove, resubmission
 from launcher.tree import Tree
+from launcher.user import owner_name
 from launcher.yaml_text import dump
 
 _MOST_DRAWS = 100
@@ -49,11 +51,12 @@ class Prepared:
     """What the run's processes may not see; it may be sent all the same."""
 
     def require_inputs(self) -> None:
-        """Raise RequestError naming every missing input and how to get it."""
-        if not self.missing and not self.lacking:
+        """Raise RequestError naming every missing input and how to get it; asks the Python that is to run the jobs."""
+        lacking = self.lacking or ask_runtime_of(self.plan)
+        if not self.missing and not lacking:
             return
         lines = [f"{m.origin}: {m.key}: {m.path} {m.why}\n    get it: {m.cure}" for m in self.missing]
-        lines += self.lacking
+        lines += lacking
         raise RequestError(f"{self.recipe.name} cannot start yet:\n" + "\n".join(f"  {line}" for line in lines))
 
     def say_doubts(self) -> None:
@@ -74,7 +77,7 @@ def prepare(reference: str, on: str | None, name: str | None, overrides: Sequenc
     recipe = load(reference)
     apply_overrides(recipe, override_place(profile, overrides))
     run = name or _free_name(profile.runs, recipe.name)
-    return _prepare(recipe, profile, RunFolder(profile.runs / run), "", Path.cwd())
+    return _prepare(recipe, profile, RunFolder(profile.runs / run), "", paths.current())
 
 
 def _free_name(root: Path, recipe: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import socket
 import time
@@ -31,6 +30,7 @@ from launcher.run_folder import RunFolder, write_json
 from launcher.run_identity import claim_folder
 from launcher.step_word import word_file
 from launcher.store import Run
+from launcher.user import user_name
 
 if TYPE_CHECKING:
     from launcher.backends.kubernetes.client import Client
@@ -145,7 +145,7 @@ class KubernetesBackend:
         client = Client(sent.place)
         require_own(run, sent)
         require_place(run, sent, persist(lambda: describe_place(client)), sent.context)
-        who = f"{getpass.getuser()}@{socket.gethostname()}"
+        who = f"{user_name()}@{socket.gethostname()}"
         write_json(run.folder.cancel_request, {"by": who, "time": time.time()})
         clear_away(owner_of_run(run), client, lambda: _quietly_mirror(run, sent))
         _forget_answers()

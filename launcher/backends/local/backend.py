@@ -24,14 +24,14 @@ from launcher.disk import NO_ROOM, full_disk
 from launcher.doctor import Finding
 from launcher.errors import BackendError, RequestError, Unreadable
 from launcher.machine import this_machine
-from launcher.origin import user_name
 from launcher.plan import Plan
 from launcher.plan_text import load_plan, render
 from launcher.profiles import Profile
 from launcher.reach import Reach
 from launcher.run_folder import ENV_RUN, ENV_RUN_ID, RunFolder, write_json
-from launcher.runtime_check import lacking_runtime
+from launcher.runtime_check import ask_runtime, lacking_runtime
 from launcher.store import Run, submission_lock
+from launcher.user import user_name
 
 _UNKNOWN_GRACE_S = 60.0
 """How long a run may take to save where its plan does not say."""
@@ -119,7 +119,7 @@ class LocalBackend:
 
     def examine(self, profile: Profile) -> Iterator[Finding]:
         """Look at the Python and the GPUs of this machine."""
-        lacking = lacking_runtime(profile.python)
+        lacking = ask_runtime(profile.python)
         yield Finding("runtime", lacking[0] if lacking else profile.python, not lacking)
         gpus = gpu_queue.total_gpus(profile.settings["gpus"])
         yield Finding(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import shutil
 import socket
@@ -49,6 +48,7 @@ from launcher.run_folder import RunFolder, write_aside, write_json
 from launcher.runtime_check import lacking_runtime
 from launcher.step_word import word_file
 from launcher.store import Run
+from launcher.user import user_name
 
 T = TypeVar("T")
 CANCEL_PATIENCE_S = 300.0
@@ -146,7 +146,7 @@ class SlurmBackend:
         if isinstance(jobs, BackendState):
             raise BackendError(f"{run.name} cannot be cancelled: {jobs.reason}", "Look for its job: squeue --me")
         numbers = _numbers_to_end(run, jobs)
-        who = f"{getpass.getuser()}@{socket.gethostname()}"
+        who = f"{user_name()}@{socket.gethostname()}"
         write_json(run.folder.cancel_request, {"by": who, "time": time.time()})
         # What a submission makes from now on finds the request; what it made before has no number yet.
         numbers += _insist(lambda: find_unsent(run, jobs))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import shlex
 import shutil
@@ -27,6 +26,7 @@ from launcher.backends.slurm.settings import (
 from launcher.doctor import Finding
 from launcher.errors import BackendError, nearest
 from launcher.profiles import Profile
+from launcher.user import user_name
 
 _COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sacct")
 _NODE_WAIT_S = 30
@@ -68,7 +68,7 @@ def _accounting(profile: Profile) -> Iterator[Finding]:
         return
     yield Finding("accounting", "on")
     form = "format=account%80"
-    text = ask("sacctmgr", "--noheader", "show", "associations", f"user={getpass.getuser()}", form)
+    text = ask("sacctmgr", "--noheader", "show", "associations", f"user={user_name()}", form)
     accounts = sorted(set(text.split()))
     wanted = profile.settings["account"]
     if wanted and accounts and wanted not in accounts:

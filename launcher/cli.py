@@ -5,10 +5,12 @@ Heavy modules are imported inside the commands that use them, so that ``--help``
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+import typer.core
 
 from launcher import __version__, console
 from launcher.errors import LauncherError, RequestError
@@ -17,8 +19,25 @@ if TYPE_CHECKING:
     from launcher.recipe import Override
     from launcher.store import Run
 
+EXIT_STOPPED, EXIT_CLOSED_PIPE = 128 + signal.SIGINT, 128 + signal.SIGPIPE
+
+
+class Commands(typer.core.TyperGroup):
+    """The commands, with two ends that are no errors: Ctrl-C, and a reader that has seen enough (``| head``)."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            sys.exit(EXIT_STOPPED)
+        except BrokenPipeError:
+            console.close()
+            sys.exit(EXIT_CLOSED_PIPE)
+
+
 app = typer.Typer(
     name="llavajob",
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -196,7 +215,9 @@ def logs(
     ] = None,
     attempt: Annotated[int | None, typer.Option("--attempt", help="Only this attempt.", metavar="A")] = None,
     stage: Annotated[list[str] | None, typer.Option("--stage", help="Only this stage of a pipeline.")] = None,
-    tail: Annotated[int | None, typer.Option("--tail", help="Only the last N lines.", metavar="N", min=0)] = None,
+    tail: Annotated[
+        int | None, typer.Option("--tail", help="Only the last N lines.", metavar="N", min=0, max=10**9)
+    ] = None,
     grep: Annotated[str | None, typer.Option("--grep", help="Only lines that match.", metavar="REGEX")] = None,
     since: Annotated[str | None, typer.Option("--since", help="Only since: 90s, 10m, 2h, 1d.", metavar="10m")] = None,
 ) -> None:
@@ -307,6 +328,7 @@ def doctor(on: On = None, as_json: Json = False) -> None:
 
 def main() -> None:
     """Entry point of the ``llavajob`` command."""
+    console.prepare()
     try:
         app()
     except LauncherError as error:
@@ -316,6 +338,13 @@ def main() -> None:
         # A full disk, a folder that was taken away: nothing that a traceback would explain better.
         where = f" ({error.filename})" if error.filename else ""
         console.fail(f"{error.strerror or error}{where}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_STOPPED)
+    except Exception as error:
+        from launcher import unforeseen
+
+        console.fail(*unforeseen.describe(error))
         sys.exit(1)
 
 

@@ -6,16 +6,36 @@ Nothing heavy is imported here, so that ``llava --help`` answers at once.
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
 if TYPE_CHECKING:
     from llava.config import ConvertJob, EvalJob
 
+
+class Commands(typer.core.TyperGroup):
+    """The commands, with two ends that are no errors: Ctrl-C, and a reader that has seen enough (``| head``)."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            sys.exit(128 + signal.SIGINT)
+        except BrokenPipeError:
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+            os.dup2(sys.stdout.fileno(), 1)
+            sys.exit(128 + signal.SIGPIPE)
+
+
 app = typer.Typer(
     name="llava",
+    cls=Commands,
     help="Train LLaVA models, convert them, measure them and talk to them.",
     no_args_is_help=True,
     add_completion=False,
@@ -38,7 +58,42 @@ Template = Annotated[str | None, typer.Option(help="Conversation template; left 
 
 def main() -> None:
     """What the console script calls."""
-    app()
+    _prepare_streams()
+    try:
+        app()
+    except Exception as error:
+        raise SystemExit(_fail(error)) from None
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
+
+
+def _prepare_streams() -> None:
+    """Have the standard streams take every character, and be there at all, whatever the terminal and the caller."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _fail(error: Exception) -> int:
+    """Say an error in a line, with what to do; return the exit code."""
+    from llava import unforeseen
+    from llava.errors import EXIT_FAILED, LlavaError
+
+    if isinstance(error, LlavaError):
+        message, hint, code = error.message, error.hint, error.exit_code
+    elif isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        message, hint, code = f"{error.strerror or error}{where}", "", EXIT_FAILED
+    else:
+        message, hint = unforeseen.describe(error)
+        code = EXIT_FAILED
+    typer.echo(f"Error: {message}", err=True)
+    if hint:
+        typer.echo(hint, err=True)
+    return code
 
 
 @app.command()

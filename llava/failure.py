@@ -11,10 +11,10 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
-from llava import logs
+from llava import logs, unforeseen
 from llava.errors import EXIT_BAD_REQUEST, EXIT_FAILED, EXIT_FINAL, Interrupted, LlavaError, TrainingError
 from llava.host import host_name
-from llava.run_folder import ENV_ATTEMPT_DIR, ENV_NODE, RunFolder, write_aside
+from llava.run_folder import ENV_ATTEMPT_DIR, ENV_NODE, ENV_RUN, RunFolder, write_aside
 
 # How gloo, NCCL and the store say that a peer is gone.
 _PEER_IS_GONE = re.compile(
@@ -91,12 +91,21 @@ def say(error: BaseException) -> None:
     message, hint = explain(error)
     if isinstance(error, Interrupted):
         logs.LOG.warning("%s", message)
+    elif not isinstance(error, LlavaError) and _by_hand():
+        line, where = unforeseen.describe(error)
+        logs.LOG.error("%s", line)
+        logs.LOG.error("%s", where)
     elif isinstance(error, LlavaError) or is_collective(error):
         logs.LOG.error("%s", message)
     else:
         logs.LOG.error("%s", "".join(traceback.format_exception(error)).rstrip())
     if hint:
         logs.LOG.error("hint: %s", hint) if not isinstance(error, Interrupted) else logs.LOG.warning("%s", hint)
+
+
+def _by_hand() -> bool:
+    """Whether a person started this process: nobody keeps its log, and a traceback would hide the message."""
+    return not any(name in os.environ for name in (ENV_RUN, ENV_ATTEMPT_DIR, "WORLD_SIZE"))
 
 
 def describe(error: BaseException, step: int | None = None) -> dict[str, Any]:

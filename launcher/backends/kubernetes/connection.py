@@ -86,8 +86,11 @@ def find_place(context: str = "", namespace: str = "") -> Place:
 
 
 def _kubeconfig_files() -> tuple[Path, ...]:
-    named = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube/config")
-    return tuple(path for text in named.split(os.pathsep) if text and (path := Path(text).expanduser()).is_file())
+    named = os.environ.get("KUBECONFIG") or "~/.kube/config"
+    # An unknown home folder or user leaves ~ as it is: no such file.
+    return tuple(
+        Path(path) for text in named.split(os.pathsep) if text and os.path.isfile(path := os.path.expanduser(text))
+    )
 
 
 def _own_namespace() -> str:
@@ -152,6 +155,7 @@ class Connection:
     @functools.cached_property
     def _ready(self) -> tuple[Any, Any]:
         """The configuration, and the connections that obey it."""
+        import urllib3
         from kubernetes.client.configuration import Configuration
         from kubernetes.client.rest import RESTClientObject
 
@@ -163,7 +167,12 @@ class Connection:
             context = f"the kubeconfig's context '{self._place.context}'"
             raise BackendError(f"{context} gives no credentials: {self._complaint}", _CREDENTIALS)
         configuration.retries = False
-        return configuration, RESTClientObject(configuration).pool_manager
+        try:
+            return configuration, RESTClientObject(configuration).pool_manager
+        except urllib3.exceptions.HTTPError as error:
+            text = f"the proxy {configuration.proxy} cannot be used: {error}"
+            hint = "Kubernetes needs an http:// or https:// proxy: set HTTPS_PROXY, or NO_PROXY to the server's name."
+            raise BackendError(text, hint) from None
 
     @contextlib.contextmanager
     def _listen(self) -> Iterator[None]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher import locks, processes
+from launcher import locks, paths, processes
 from launcher.machine import this_machine
 from launcher.names import is_name
 from launcher.run_folder import read_json
@@ -34,8 +34,8 @@ _MOST_BYTES = 65536
 
 def state_folder() -> Path:
     """Folder for what all runs of this user on this machine share."""
-    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(base) / "llavajob"
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else paths.home() / ".local" / "state") / "llavajob"
 
 
 def count_gpus() -> int:

@@ -20,7 +20,7 @@ def describe(error: BaseException) -> tuple[str, str]:
     path = _write(error)
     if path is None:
         return message, "Its traceback could not be written: no folder for temporary files can be written to."
-    return message, f"The traceback is in {path}; it helps whoever mends this."
+    return message, f"Its traceback is in {path}"
 
 
 def _place(error: BaseException) -> str:

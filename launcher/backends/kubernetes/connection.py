@@ -169,10 +169,11 @@ class Connection:
         configuration.retries = False
         try:
             return configuration, RESTClientObject(configuration).pool_manager
-        except urllib3.exceptions.HTTPError as error:
-            text = f"the proxy {configuration.proxy} cannot be used: {error}"
-            hint = "Kubernetes needs an http:// or https:// proxy: set HTTPS_PROXY, or NO_PROXY to the server's name."
-            raise BackendError(text, hint) from None
+        except (urllib3.exceptions.HTTPError, ImportError, ValueError) as error:
+            # A socks:// proxy needs a library that need not be here; others are none at all.
+            address = str(configuration.proxy).rpartition("@")[2]
+            hint = "Set HTTPS_PROXY to an http:// or https:// proxy, or NO_PROXY to the name of the server."
+            raise BackendError(f"the proxy {address} cannot be used: {error}", hint) from None
 
     @contextlib.contextmanager
     def _listen(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from launcher.failure import Failure, first_failure
 from launcher.progress import Progress, read_progress
 from launcher.reading import read_start
 from launcher.run_folder import RunFolder
+from launcher.stall import Stall, find_stall
 from launcher.store import Run
 
 _LONGEST_REPORT = 1 << 20
@@ -36,6 +38,11 @@ class RunStatus:
     loss: float | None
     samples_per_s: float | None
     eta_s: float | None
+    """Null at a standstill, too."""
+    stalled_s: float | None
+    """Seconds since the last step, when that is much longer than steps took; else null."""
+    step_s: float | None
+    """Seconds that a step took before the standstill."""
     dir: str
     job_ids: list[str]
     created: float
@@ -74,11 +81,16 @@ def _looked_up(run: Run, state: BackendState) -> RunStatus:
     stage = run.folder.stage(state.stage)
     shown = replace(state, state=_refined(state, stage))
     failure = first_failure(stage, state.attempt) if shown.state == FAILED else None
-    return _together(run, shown, read_progress(stage), failure)
+    stall = find_stall(stage, state.attempt, time.time()) if shown.state == RUNNING else None
+    if stall is not None:
+        shown = replace(shown, reason="; ".join(filter(None, [stall.text, shown.reason])))
+    return _together(run, shown, read_progress(stage), failure, stall)
 
 
-def _together(run: Run, state: BackendState, progress: Progress, failure: Failure | None) -> RunStatus:
-    ended = state.state in ENDED
+def _together(
+    run: Run, state: BackendState, progress: Progress, failure: Failure | None, stall: Stall | None = None
+) -> RunStatus:
+    no_end_in_sight = state.state in ENDED or stall is not None
     return RunStatus(
         run=run.name,
         recipe=str(run.record.get("recipe", "")),
@@ -92,7 +104,9 @@ def _together(run: Run, state: BackendState, progress: Progress, failure: Failur
         total_steps=progress.total_steps,
         loss=progress.loss,
         samples_per_s=progress.samples_per_s,
-        eta_s=None if ended else progress.eta_s,
+        eta_s=None if no_end_in_sight else progress.eta_s,
+        stalled_s=stall.quiet_s if stall else None,
+        step_s=stall.step_s if stall else None,
         dir=str(run.folder.root),
         job_ids=state.job_ids,
         created=run.created,

@@ -59,7 +59,8 @@ for step in range(first + 1, total + 1):
     say(f"step {step}")
     if node == 0:
         with (run / "metrics.jsonl").open("a") as metrics:
-            row = {"step": step, "total_steps": total, "loss": 1.0 / step, "attempt": attempt, "samples_per_s": 10.0}
+            row = {"time": time.time(), "step": step, "total_steps": total, "loss": 1.0 / step, "attempt": attempt}
+            row |= {"samples_per_s": 10.0, "eta_s": 0.1 * (total - step)}
             metrics.write(json.dumps(row) + "\n")
     if (run / "enough").exists():
         total = step

@@ -16,6 +16,7 @@ from launcher.backends.kubernetes.syntax import (
     VALUE_RULE,
     is_absolute,
     is_dns_1123,
+    is_image,
     is_label_key,
     is_label_value,
     is_secret_key,
@@ -42,7 +43,7 @@ _NAMES: dict[str, _Rule] = {
     "queue": (is_subdomain, SUBDOMAIN_RULE),
     "gpu_resource": (lambda text: "/" in text and is_label_key(text), "a domain and a name, such as nvidia.com/gpu"),
     "runs": (is_absolute, "a full path in pods, such as /runs"),
-    "image": (lambda text: not any(map(str.isspace, text)), "the name of an image, without spaces"),
+    "image": (is_image, "the name of an image, without spaces"),
 }
 _NEEDED = ("service_account", "gpu_resource")
 
@@ -95,6 +96,10 @@ def _toleration_errors(entry: dict[str, Any]) -> Iterator[str]:
             yield f".{key} is {value!r}; a whole number is needed"
         elif key in ("key", "value") and not isinstance(value, str):
             yield f".{key} is {value!r}; text is needed, in quotes where it looks like something else"
+        elif key == "key" and value and not is_label_key(value):
+            yield f".{key} is {value!r}; needed: {KEY_RULE}"
+        elif key == "value" and not is_label_value(value):
+            yield f".{key} is {value!r}; needed: {VALUE_RULE}"
     if not entry.get("key") and entry.get("operator") != "Exists":
         yield ": a key is needed, or operator: Exists for every taint"
     if entry.get("operator") == "Exists" and entry.get("value"):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-# Numbers of more digits are mistakes, and Python writes out none of more than 4,300.
-_NUMBER = r"[0-9]{1,18}(?:\.[0-9]{1,18})?"
-_CPU = re.compile(rf"({_NUMBER})(m?)")
-_SIZE = re.compile(rf"({_NUMBER})([A-Za-z]*)")
+# A server reads ASCII digits alone, and no more of them than anybody means.
+_NUMBER = r"([0-9]{1,15}(?:\.[0-9]{1,15})?)"
+_CPU = re.compile(rf"{_NUMBER}(m?)")
+_SIZE = re.compile(rf"{_NUMBER}([A-Za-z]*)")
 _BINARY = {"Pi": 1024**5, "Ti": 1024**4, "Gi": 1024**3, "Mi": 1024**2, "Ki": 1024}
 _DECIMAL = {"P": 10**15, "T": 10**12, "G": 10**9, "M": 10**6, "k": 1000}
 _BYTES = {**_BINARY, **_DECIMAL, "": 1}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import posixpath
 import re
 
+from launcher.one_line import breaking_character
+
 LABEL_LENGTH = 63
 _SUBDOMAIN_LENGTH = 253
 _DNS_1123 = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
@@ -59,4 +61,10 @@ def is_secret_key(text: str) -> bool:
 
 def is_absolute(text: str) -> bool:
     """Whether a text is a full path, written the shortest way, and not the whole file system."""
-    return text.startswith("/") and text != "/" and posixpath.normpath(text) == text and ":" not in text
+    shortest = text.startswith("/") and text != "/" and posixpath.normpath(text) == text
+    return shortest and ":" not in text and not breaking_character(text)
+
+
+def is_image(text: str) -> bool:
+    """Whether a text can be the name of an image: which names a registry has, only the node finds out."""
+    return not any(map(str.isspace, text)) and not breaking_character(text)

@@ -264,6 +264,28 @@ def test_a_state_comes_from_the_job_itself_and_then_from_slurm(
     assert seen.state == state and words in seen.reason, seen.reason
 
 
+@pytest.mark.parametrize(
+    ("word", "ended_s_ago", "state", "words"),
+    [
+        ("", 600, "FAILED", "its batch script ended with exit code 0 before its work was done"),
+        ("RUNNING", 600, "FAILED", "before its work was done"),
+        ("RUNNING", 5, "RUNNING", "ending"),
+        ("SUCCEEDED", 5, "SUCCEEDED", ""),
+        ("FAILED", 600, "FAILED", ""),
+    ],
+)
+def test_only_a_job_that_said_so_has_succeeded(
+    tmp_path: Path, word: str, ended_s_ago: float, state: str, words: str
+) -> None:
+    """A set-up line such as ``exec true`` ends a batch script with exit code 0, and nothing was ever started."""
+    run, jobs = run_of(tmp_path)
+    if word:
+        write_word(run, "train", None, Word("1", word))
+    answer = client.Answer({"1": client.Foreign("COMPLETED", end=time.time() - ended_s_ago, exit_code=0)})
+    seen = run_state(run, jobs, answer)
+    assert seen.state == state and words in seen.reason, seen.reason
+
+
 def test_what_was_just_sent_is_pending_though_slurm_does_not_know_it(tmp_path: Path) -> None:
     run, jobs = run_of(tmp_path, time.time())
     seen = run_state(run, jobs, client.Answer())

@@ -30,6 +30,8 @@ _NEW_S = 60.0
 """So long a job may be unknown to Slurm after it was sent."""
 _NO_LOG = 53
 """Slurm's way to say that it could not open a job's output file (ExitCode 0:53)."""
+_LATE_S = 60.0
+"""So long a file that a node wrote may not be seen here: shared file systems keep what they know of a folder."""
 _SENDING_S = 300.0
 """So long a submission may take, with a controller that does not answer."""
 
@@ -101,8 +103,18 @@ def _as_slurm_has_it(run: RunFolder, one: str, word: Word, said: Seen, foreign: 
         return replace(said, state=STARTING if not word.state else word.state, started=said.started or foreign.start)
     if state == UNKNOWN:
         return replace(said, state=UNKNOWN, reason=f"Slurm says {foreign.state}, which is not known here")
-    reason = "" if state == SUCCEEDED else _why_ended(run, one, foreign, word)
+    if state == SUCCEEDED:
+        return _without_a_word(said, foreign)
+    reason = _why_ended(run, one, foreign, word)
     return replace(said, state=state, reason=reason, ended=foreign.end or said.ended)
+
+
+def _without_a_word(said: Seen, foreign: Foreign) -> Seen:
+    """A batch script that is through says so before it ends: this one was left by a line such as exec or exit."""
+    if foreign.end is not None and time.time() - foreign.end < _LATE_S:
+        return replace(said, state=said.state or RUNNING, reason="ending")  # what it wrote may not be seen here yet
+    reason = "its batch script ended with exit code 0 before its work was done (exec or exit in slurm.setup?)"
+    return replace(said, state=FAILED, reason=reason, ended=foreign.end or said.ended)
 
 
 def _unknown_to_slurm(said: Seen, jobs: Jobs, one: str, answer: Answer) -> Seen:

@@ -77,13 +77,14 @@ def _root(
 
 def _overrides(nodes: int | None, gpus: int | None, sets: list[str] | None) -> list[Override]:
     from launcher.recipe import Override
+    from launcher.secret_looks import mask
 
     given = [("nodes", nodes, "--nodes"), ("gpus_per_node", gpus, "--gpus-per-node")]
     found = [Override(("resources", key), str(value), flag) for key, value, flag in given if value is not None]
     for text in sets or []:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
-            raise RequestError(f"--set {text!r} is not KEY=VALUE", "For example: --set train.epochs=2")
+            raise RequestError(f"--set {mask(text)!r} is not KEY=VALUE", "For example: --set train.epochs=2")
         found.append(Override(tuple(key.strip().split(".")), value, f"--set {key.strip()}"))
     return found
 

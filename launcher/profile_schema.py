@@ -6,6 +6,7 @@ from typing import Any
 
 from launcher.backends.kubernetes import settings as kubernetes
 from launcher.backends.slurm import settings as slurm
+from launcher.secret_values import SCHEMA as SECRETS
 
 BACKENDS = ("local", "slurm", "kubernetes")
 
@@ -20,7 +21,13 @@ _PROFILE: dict[str, Any] = {
             "type": "object",
             "additionalProperties": {"type": "string"},
             "default": {},
-            "description": "Environment variables of every process.",
+            "description": "Environment variables of every process; secrets have a key of their own.",
+        },
+        "not_secret": {
+            "type": "array",
+            "items": {"type": "string"},
+            "default": [],
+            "description": "Environment variables that may stand in clear although they look like secrets.",
         },
         "values": {
             "type": "object",
@@ -42,6 +49,7 @@ _LOCAL = {
         "default": None,
         "description": "GPUs of this machine that runs may use; null: all that nvidia-smi lists.",
     },
+    "secrets": SECRETS,
 }
 _OWN: dict[str, dict[str, Any]] = {
     "local": _LOCAL,

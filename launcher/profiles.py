@@ -18,6 +18,7 @@ from launcher.project_file import PROJECT_FILE, find_project_file
 from launcher.recipe import Override, schema_leaves
 from launcher.recipe_schema import kinds, recipe_schema
 from launcher.schema import check, fill_defaults, find, parse_value
+from launcher.secret_values import secret_problems
 from launcher.text_checks import flaw, text_problems
 from launcher.tree import Tree, leaves, read_tree
 
@@ -34,6 +35,10 @@ class Profile:
     runs: Path = field(default_factory=lambda: default_runs_root())
     python: str = sys.executable
     environment: dict[str, str] = field(default_factory=dict)
+    environment_origins: dict[str, str] = field(default_factory=dict)
+    """Where each variable stands."""
+    not_secret: list[str] = field(default_factory=list)
+    """Variables that may stand in clear although they look like secrets."""
     values: Tree = field(default_factory=Tree)
     code: str = "installed"
     place: Tree = field(default_factory=Tree)
@@ -211,6 +216,8 @@ def _profile(name: str, tree: Tree, path: Path, problems: list[Problem]) -> Prof
             runs=runs or default_runs_root(),
             python=str(tree.get(("python",)) or default_python(backend)),
             environment=dict(tree.get(("environment",)) or {}),
+            environment_origins={key: tree.origin(("environment", key)) for key in tree.get(("environment",)) or {}},
+            not_secret=list(tree.get(("not_secret",)) or ()),
             values=values,
             code=str(tree.get(("code",))),
             place=_place(tree, backend, path.parent),
@@ -256,7 +263,7 @@ def check_place(profile: Profile) -> list[Problem]:
     if profile.backend == "kubernetes":
         return _check_kubernetes(profile)
     if profile.backend != "slurm":
-        return []
+        return secret_problems(profile.place)
     tree = profile.place.sub(("slurm",))
     problems = slurm.find_problems(tree)
     gpus = None if problems else slurm.gpus_per_node(profile.settings)

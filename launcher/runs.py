@@ -23,6 +23,7 @@ from launcher.recipe import Override, Recipe, Stage, apply_overrides, load, stag
 from launcher.references import Names
 from launcher.run_folder import RunFolder, read_json, write_aside
 from launcher.runtime_check import ask_runtime_of
+from launcher.secret_refusal import refuse_clear_secrets
 from launcher.snapshot import take_snapshot
 from launcher.store import Run, all_runs, check_name, find_run, new_name, new_run_id, now, original_of, save
 from launcher.submission import draft, remove, resubmission
@@ -95,6 +96,7 @@ def _prepare(recipe: Recipe, profile: Profile, folder: RunFolder, run_id: str, b
     names = Names(fixed, _latest_finished)
     stages = stages_of(recipe, profile.values, there, names)
     make_absolute(stages, base)
+    refuse_clear_secrets(recipe, stages, profile, folder)
     backend = get_backend(profile.backend)
     reach = backend.reach(profile)
     drop_unseen_caches(stages, reach)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import Problem, nearest
+from launcher.secret_looks import MASK, mask, why_secret
 from launcher.tree import Key, Tree
 from launcher.yaml_reader import LARGEST_NUMBER, read_value
 
@@ -131,7 +132,7 @@ def _checked(tree: Tree, key: Key, value: Any, schema: Schema, problems: list[Pr
             return typed
     near = nearest(str(value), [str(v) for option in options for v in option.get("enum", ())])
     problems.append(
-        Problem(tree.origin(key), f"{'.'.join(key)} is {_shown(value)}; {describe(schema)} is needed{near}")
+        Problem(tree.origin(key), f"{'.'.join(key)} is {_shown(key, value)}; {describe(schema)} is needed{near}")
     )
     return value
 
@@ -143,9 +144,11 @@ def _check_map(tree: Tree, key: Key, value: dict[str, Any], schema: Schema, prob
             value[name] = _checked(tree, (*key, str(name)), value[name], inner, problems)
 
 
-def _shown(value: Any) -> str:
+def _shown(key: Key, value: Any) -> str:
     try:
-        text = json.dumps(value, ensure_ascii=False, default=str)
+        if why_secret(key[-1] if key else "", str(value)):
+            return MASK
+        text = mask(json.dumps(value, ensure_ascii=False, default=str))
     except ValueError:  # Python writes out no number of more than 4,300 digits
         text = "a number of thousands of digits"
     return text if len(text) <= 80 else text[:77] + "..."

@@ -30,6 +30,7 @@ from launcher.profiles import Profile
 from launcher.reach import Reach
 from launcher.run_folder import ENV_RUN, ENV_RUN_ID, RunFolder, write_json
 from launcher.runtime_check import ask_runtime, lacking_runtime
+from launcher.secret_values import lacking_secrets, secret_values
 from launcher.store import Run, submission_lock
 from launcher.user import user_name
 
@@ -48,7 +49,7 @@ class LocalBackend:
 
     def check(self, plan: Plan) -> list[str]:
         """Find what this machine lacks: the Python that is named, and enough GPUs."""
-        missing = lacking_runtime(plan.steps[0].command[0])
+        missing = lacking_runtime(plan.steps[0].command[0]) + lacking_secrets(plan.settings)
         wanted = max((step.gpus_per_node * step.parallel for step in plan.steps), default=0)
         if wanted:
             missing += _lacking_gpus(wanted, gpu_queue.total_gpus(plan.settings["gpus"]))
@@ -62,7 +63,7 @@ class LocalBackend:
 
     def submit(self, run: Run, plan: Plan) -> list[str]:
         """Start the supervisor, detached, and wait for its first sign; a supervisor that gives none is ended."""
-        folder = run.folder.root
+        folder, secrets = run.folder.root, secret_values(plan.settings)
         if locks.is_held(folder / LOCK_NAME):
             raise BackendError("this run has a supervisor already", f"See: llavajob status {run.name}")
         # What a supervisor that was killed left behind would write beside the new attempt.
@@ -73,7 +74,7 @@ class LocalBackend:
             process = subprocess.Popen(
                 [sys.executable, "-m", "launcher.backends.local.supervisor", str(folder)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                env={**os.environ, ENV_RUN: str(folder), ENV_RUN_ID: plan.run_id}, cwd="/",
+                env={**os.environ, **secrets, ENV_RUN: str(folder), ENV_RUN_ID: plan.run_id}, cwd="/",
             )  # fmt: skip
         try:
             if _has_spoken(run, process):

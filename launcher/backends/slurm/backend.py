@@ -46,6 +46,7 @@ from launcher.profiles import Profile
 from launcher.reach import Reach
 from launcher.run_folder import RunFolder, write_aside, write_json
 from launcher.runtime_check import lacking_runtime
+from launcher.secret_values import lacking_secrets, secrets_in_environment
 from launcher.step_word import word_file
 from launcher.store import Run
 from launcher.user import user_name
@@ -84,7 +85,7 @@ class SlurmBackend:
         python = plan.steps[0].command[0]
         if not plan.settings["container"] and (python == sys.executable or Path(python).exists()):
             lacking += lacking_runtime(python)
-        return lacking
+        return lacking + lacking_secrets(plan.settings)
 
     def where(self, plan: Plan) -> dict[str, str]:
         """The cluster; empty while its controller is silent: sending goes on asking, and the record is told then."""
@@ -110,7 +111,9 @@ class SlurmBackend:
         jobs = Jobs([_fresh_job(run.folder, step, ended, plan) for step in plan.steps], time.time())
         jobs.save(run.folder)
         try:
-            _send_all(run.folder, plan, jobs)
+            # sbatch hands its environment on to the job, and Slurm keeps it for every requeue, apart from the script.
+            with secrets_in_environment(plan.settings):
+                _send_all(run.folder, plan, jobs)
         except SubmissionUnknown:
             raise
         except BaseException as error:

@@ -10,6 +10,8 @@ from typing import Any
 
 from launcher.errors import Problem
 from launcher.one_line import breaking_character, unencodable_character
+from launcher.secret_values import SCHEMA as SECRETS
+from launcher.secret_values import secret_problems
 from launcher.tree import Tree
 
 
@@ -54,6 +56,7 @@ SCHEMA: dict[str, Any] = {
         "wckey": _text("Workload characterisation key; none is sent unless it is set."),
         "modules": _lines("Modules that are loaded first, in order."),
         "setup": _lines("Shell lines that run first on the first node, after the modules."),
+        "secrets": SECRETS,
         "container": _text("Arguments of srun that start a container: --container-image=... --container-mounts=..."),
         "extra": {
             "type": "object",
@@ -97,7 +100,13 @@ def find_problems(tree: Tree) -> list[Problem]:
             found.append(Problem(tree.origin((key,)), f"slurm.{key} is {value!r}; {error}"))
     if tree.get(("gpus",)) and tree.get(("gres",)):
         found.append(Problem(tree.origin(("gres",)), "slurm.gres and slurm.gpus say the same; one of them is needed"))
-    return [*found, *_text_problems(tree), *_line_problems(tree), *_extra_problems(tree)]
+    return [
+        *found,
+        *secret_problems(tree, "slurm.secrets"),
+        *_text_problems(tree),
+        *_line_problems(tree),
+        *_extra_problems(tree),
+    ]
 
 
 def _text_problems(tree: Tree) -> Iterator[Problem]:

@@ -37,8 +37,15 @@ def restrict_run_folder(folder: Path) -> None:
 
 
 def file_mode(folder: Path) -> int:
-    """Mode of a new file: who may look into its folder may read it."""
-    return stat.S_IMODE(folder.stat().st_mode) & 0o666 | 0o600
+    """Mode of a new file, before the umask: who may look into its folder may read it."""
+    return stat.S_IMODE(folder.stat().st_mode) & (0o666 if _is_shared(folder) else 0o644) | 0o600
+
+
+def open_to_group(descriptor: int, folder: Path) -> None:
+    """Give a new file in a folder that a group shares the folder's rights, whatever the umask is."""
+    if _is_shared(folder):
+        with suppress(OSError):  # file systems without modes
+            os.fchmod(descriptor, file_mode(folder))
 
 
 def make_folders(folder: Path) -> None:
@@ -48,27 +55,48 @@ def make_folders(folder: Path) -> None:
         missing.append(folder)
         folder = folder.parent
     for path in reversed(missing):
-        path.mkdir(exist_ok=True)
+        above = path.parent
+        mode = stat.S_IMODE(above.stat().st_mode) & 0o2775 | _PRIVATE
+        path.mkdir(mode=mode & 0o777 if _is_shared(above) else mode & 0o755, exist_ok=True)
+        if _is_shared(above):
+            with suppress(OSError):
+                path.chmod(mode)
+
+
+def open_tree_like(tree: Path, folder: Path) -> None:
+    """Make everything in a copied tree as open as the folder that it belongs to; programs stay programs."""
+    folders = stat.S_IMODE(folder.stat().st_mode) & 0o2775 | _PRIVATE
+    for path in (tree, *tree.rglob("*")):
+        if path.is_symlink():
+            continue
         with suppress(OSError):
-            path.chmod(stat.S_IMODE(path.parent.stat().st_mode) & 0o2777 | _PRIVATE)
-
-
-def umask_of(folder: Path) -> int:
-    """The umask with which everything that is made below a folder is as open as the folder."""
-    return ~(folder.stat().st_mode | _PRIVATE) & 0o777
-
-
-def follow_folder(folder: Path) -> None:
-    """Have this process, and all that it starts, make files as open as a run's folder."""
-    with suppress(OSError):
-        os.umask(umask_of(folder))
+            path.chmod(folders if path.is_dir() else file_mode(folder) | (path.stat().st_mode & stat.S_IXUSR))
 
 
 @contextmanager
 def umask_like(folder: Path) -> Iterator[None]:
-    """Do the same for a while."""
-    before = os.umask(umask_of(folder))
+    """Have this process, and all that it starts, make files as open as a run's folder for a while."""
+    before = os.umask(0o077)
     try:
+        os.umask(_umask_of(folder, before))
         yield
     finally:
         os.umask(before)
+
+
+def follow_folder(folder: Path) -> None:
+    """Do the same for good."""
+    with suppress(OSError):
+        os.umask(_umask_of(folder, os.umask(0o077)))
+
+
+def _umask_of(folder: Path, before: int) -> int:
+    """The umask under which new files are as open as a folder; never wider than before unless a group shares it."""
+    own = ~(stat.S_IMODE(folder.stat().st_mode) | _PRIVATE) & 0o777
+    return own if _is_shared(folder) else own | before
+
+
+def _is_shared(folder: Path) -> bool:
+    """Whether a group shares a folder: what is made in it belongs to the group."""
+    mode = folder.stat().st_mode
+    return bool(mode & stat.S_ISGID) and not mode & stat.S_IWOTH

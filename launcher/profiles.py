@@ -65,6 +65,11 @@ class Profile:
         """Whether the folder that jobs keep runs in is not seen here, so that ``runs`` only mirrors it."""
         return self.backend == "kubernetes" and not kubernetes.runs_in_pods(self.runs, self.settings)[1]
 
+    @property
+    def private_runs(self) -> bool:
+        """Whether those who run jobs are the one who submits; pods that write to a folder seen here may be others."""
+        return self.backend != "kubernetes" or self.apart or self.settings["run_as"]["user"] == os.getuid()
+
 
 def default_runs_root() -> Path:
     """Folder that runs are kept in: LLAVAJOB_RUNS, or llavajob/runs in the home folder.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import Unreadable
+from launcher.file_modes import file_mode, make_folders, open_to_group
 from launcher.reading import parse_json, read_end, read_object
 
 ENV_RUN = "LLAVAJOB_RUN"
@@ -128,11 +129,13 @@ def _is_number(name: str) -> bool:
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
     """Append one JSON line in a single write; a torn last line is closed first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(path.parent)
     data = (json.dumps(record, ensure_ascii=False) + "\n").encode()
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, file_mode(path.parent))
     try:
         size = os.fstat(descriptor).st_size
+        if not size:
+            open_to_group(descriptor, path.parent)
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
         os.write(descriptor, b"\n" + data if torn else data)
     finally:
@@ -157,10 +160,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def write_aside(path: Path, text: str) -> None:
     """Write a whole file next to its place and move it in, so that a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(path.parent)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with aside.open("w", encoding="utf-8") as file:
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, file_mode(path.parent))
+        with open(descriptor, "w", encoding="utf-8") as file:
+            open_to_group(descriptor, path.parent)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -153,7 +153,7 @@ def submit(prepared: Prepared) -> tuple[Run, list[str]]:
         **describe_origin(),
         "submissions": [],
     }
-    with draft(prepared.profile.runs, prepared.name) as made:
+    with draft(prepared.profile.runs, prepared.name, prepared.profile.private_runs) as made:
         try:
             diff = code_diff(Path.cwd())
             if diff:

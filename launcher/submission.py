@@ -12,6 +12,7 @@ from pathlib import Path
 
 from launcher import locks, processes
 from launcher.errors import RequestError
+from launcher.file_modes import make_root, restrict_run_folder, umask_like
 from launcher.names import LONGEST_NAME, as_name
 from launcher.run_folder import RunFolder
 from launcher.store import Run, submission_lock
@@ -58,28 +59,35 @@ class Draft:
 
 
 @contextmanager
-def draft(root: Path, name: str) -> Iterator[Draft]:
+def draft(root: Path, name: str, private: bool = True) -> Iterator[Draft]:
     """Make the folder of a new run, and hold its submission's lock for a block of code.
 
     What was not placed by the block's end is removed, whatever ends the block.
+
+    Args:
+        root: the folder that runs are kept in.
+        name: the run's.
+        private: whether others are kept out, except the group that the root is shared with.
 
     Raises:
         RequestError: the name is taken, or the folder cannot be made.
     """
     made = Draft(root, name)
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        make_root(root)
         _clear_abandoned(root)
         if os.path.lexists(root / name) and not _is_abandoned(RunFolder(root / name)):
             raise _taken(RunFolder(root / name))
         made.folder.root.mkdir()
+        if private:
+            restrict_run_folder(made.folder.root)
     except OSError as error:
         raise RequestError(
             f"cannot make the run's folder {root / name}: {error.strerror}",
             "Set LLAVAJOB_RUNS, or runs: in a profile, to a folder that you can write to.",
         ) from None
     try:
-        with locks.hold(submission_lock(made.folder)):
+        with umask_like(made.folder.root), locks.hold(submission_lock(made.folder)):
             yield made
     finally:
         if not made.placed:
@@ -94,7 +102,7 @@ def resubmission(run: Run) -> Iterator[None]:
         RequestError: another command is sending it.
     """
     try:
-        with locks.hold(submission_lock(run.folder)):
+        with umask_like(run.folder.root), locks.hold(submission_lock(run.folder)):
             yield
     except locks.Held:
         hint = f"See how it goes: llavajob status {run.name}"

@@ -182,8 +182,8 @@ def test_secrets_in_clear_are_refused_wherever_they_stand(shell: Shell, recipe: 
     lines = refused.err.splitlines()
     for where in (
         "llavajob.yaml:5: environment.WANDB_API_KEY", "llavajob.yaml:8: paths.mirror",
-        "train.yaml:8: environment.HF_TOKEN",
-        "train.yaml:9: environment.S3_SECRET", "--set environment.DB_PASSWORD: environment.DB_PASSWORD",
+        "train.yaml:8: environment.HF_TOKEN", "train.yaml:9: environment.S3_SECRET",
+        "--set environment.DB_PASSWORD: environment.DB_PASSWORD",
     ):  # fmt: skip
         assert any(f"{where} looks like a secret (" in line for line in lines), (where, lines)
     assert "secrets: [" in refused.err and "not_secret: [" in refused.err

@@ -20,6 +20,7 @@ from typing import Any
 
 from launcher.backends.kubernetes.gaps import Gaps
 from launcher.backends.kubernetes.told import Line, Whole, hear
+from launcher.file_modes import file_mode, make_folders
 from launcher.run_folder import RunFolder, read_json, write_aside, write_json
 
 _STAMP = re.compile(
@@ -82,8 +83,9 @@ class Mirror:
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Keep other readers of the run waiting, in this process and others."""
-        self._pods.mkdir(parents=True, exist_ok=True)
-        with (self._pods / ".lock").open("w") as lock:
+        make_folders(self._pods)
+        lock_file = os.open(self._pods / ".lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, file_mode(self._pods))
+        with open(lock_file, "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -103,8 +105,9 @@ class Mirror:
 
     def _append(self, target: Path, lines: Iterable[Line], gaps: Gaps) -> None:
         """Write what the file does not have; one write for each stretch without a gap."""
-        target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        make_folders(target.parent)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(target, flags, file_mode(target.parent))
         try:
             size = os.fstat(descriptor).st_size
             fresh: list[bytes] = []
@@ -130,7 +133,8 @@ class Mirror:
         have = set(path.read_bytes().split(b"\n")) if path.exists() else set()
         fresh = b"".join(line + b"\n" for line in lines if line not in have)
         if fresh:
-            with path.open("ab") as file:
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, file_mode(self._pods))
+            with open(descriptor, "ab") as file:
                 file.write(fresh)
 
 

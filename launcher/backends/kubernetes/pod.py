@@ -22,6 +22,7 @@ from launcher.backends.kubernetes.single import Single
 from launcher.backends.kubernetes.telling import Teller, telling
 from launcher.backends.kubernetes.whereabouts import Whereabouts
 from launcher.cores import ENV_CPUS
+from launcher.file_modes import follow_folder
 from launcher.plan import Plan, Step
 from launcher.plan_text import load_plan
 from launcher.run_folder import EXIT_BAD_REQUEST, RunFolder, write_aside
@@ -43,6 +44,8 @@ def main(arguments: list[str]) -> int:
     if plan.settings.get("cpu"):
         # Where nodes set no quotas, what the pod asked for is all that tells how many cores are its own.
         os.environ[ENV_CPUS] = str(parse_cpu(cpu_share(str(plan.settings["cpu"]), step.per_node)) / 1000)
+    if folder.root.is_dir():
+        follow_folder(folder.root)
     try:
         claim_folder(plan.folder, plan.run_id)
         with telling(folder, step, number) as teller:

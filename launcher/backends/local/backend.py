@@ -23,6 +23,7 @@ from launcher.backends.local.supervised import LOCK_NAME, find_supervisor
 from launcher.disk import NO_ROOM, full_disk
 from launcher.doctor import Finding
 from launcher.errors import BackendError, RequestError, Unreadable
+from launcher.file_modes import umask_like
 from launcher.machine import this_machine
 from launcher.plan import Plan
 from launcher.plan_text import load_plan, render
@@ -70,7 +71,7 @@ class LocalBackend:
         processes.end_all(folder, max(step.grace_s for step in plan.steps), run_id=plan.run_id)
         if not run.folder.state.exists():
             LocalState().save(run.folder)
-        with (folder / "supervisor.log").open("ab") as log:
+        with umask_like(folder), (folder / "supervisor.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "launcher.backends.local.supervisor", str(folder)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,

@@ -40,6 +40,7 @@ from launcher.backends.slurm.states import open_ids, run_state
 from launcher.doctor import Finding
 from launcher.ending import next_attempt
 from launcher.errors import BackendError, NotAnswering, SubmissionUnknown, Unreadable
+from launcher.file_modes import umask_like
 from launcher.plan import Plan, Step
 from launcher.plan_text import load_plan, render
 from launcher.profiles import Profile
@@ -111,8 +112,9 @@ class SlurmBackend:
         jobs = Jobs([_fresh_job(run.folder, step, ended, plan) for step in plan.steps], time.time())
         jobs.save(run.folder)
         try:
-            # sbatch hands its environment on to the job, and Slurm keeps it for every requeue, apart from the script.
-            with secrets_in_environment(plan.settings):
+            # sbatch hands its environment and umask on to the job, and Slurm keeps them for every requeue, apart from
+            # the script.
+            with secrets_in_environment(plan.settings), umask_like(run.folder.root):
                 _send_all(run.folder, plan, jobs)
         except SubmissionUnknown:
             raise

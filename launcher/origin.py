@@ -1,4 +1,4 @@
-"""What was the state of things at submission: code version and diff, versions, who, where, with what command."""
+"""What was the state of things at submission: code version, versions, who, where, with what command."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from launcher import __version__
+from launcher.secret_looks import mask
 from launcher.user import user_name
-
-_LARGEST_DIFF = 1 << 20
 
 
 def describe_origin() -> dict[str, Any]:
     """Return the facts about this submission that belong into its record."""
     return {
-        "command": shlex.join(["llavajob", *sys.argv[1:]]),
+        "command": shlex.join(["llavajob", *map(mask, sys.argv[1:])]),
         "folder": str(Path.cwd()),
         "user": user_name(),
         "host": socket.gethostname(),
@@ -31,11 +30,6 @@ def describe_origin() -> dict[str, Any]:
 def git_commit(folder: Path) -> str | None:
     """Return the commit that a folder's git checkout is at; None outside of one."""
     return _git(folder, "rev-parse", "HEAD")
-
-
-def code_diff(folder: Path) -> str:
-    """Return the uncommitted change of a folder's git checkout, cut at 1 MiB; empty outside of one."""
-    return (_git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff") or "")[:_LARGEST_DIFF]
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

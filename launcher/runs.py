@@ -11,11 +11,12 @@ from typing import Any
 from launcher import console, paths
 from launcher.asking import ask
 from launcher.backends.base import ENDED, SUCCEEDED, UNKNOWN, BackendState, get_backend
+from launcher.code_changes import keep_changes
 from launcher.ending import next_attempt
 from launcher.errors import BackendError, LauncherError, RequestError, SubmissionUnknown, Unreadable
 from launcher.exits import missing_shards
 from launcher.inputs import Missing, drop_unseen_caches, find_doubts, find_missing, from_here, make_absolute
-from launcher.origin import code_diff, describe_origin
+from launcher.origin import describe_origin
 from launcher.plan import Plan, Step
 from launcher.planning import make_plan
 from launcher.profiles import Profile, find_profile, override_place, runs_roots
@@ -155,9 +156,9 @@ def submit(prepared: Prepared) -> tuple[Run, list[str]]:
     }
     with draft(prepared.profile.runs, prepared.name, prepared.profile.private_runs) as made:
         try:
-            diff = code_diff(Path.cwd())
-            if diff:
-                write_aside(made.folder.code_diff, diff)
+            kept_out = keep_changes(Path.cwd(), made.folder.code_diff)
+            if kept_out:
+                record["kept_out"] = kept_out
             _write(Run(made.folder, record), prepared)
             run = Run(made.place(), record)
         except OSError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from launcher.plain_text import one_line
 from launcher.profiles import Profile
+from launcher.secret_values import lacking_secrets
 
 _LITTLE_GB = 50
 
@@ -47,3 +48,6 @@ def examine_profile(profile: Profile) -> Iterator[Finding]:
     """Say which profile is looked at."""
     where = profile.source if profile.source == "built in" else Path(profile.source).name
     yield Finding("profile", f"{profile.name} ({profile.backend}, {where})")
+    if profile.backend != "kubernetes":
+        for text in lacking_secrets(profile.settings):
+            yield Finding("secrets", text, False)

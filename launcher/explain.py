@@ -19,6 +19,7 @@ from launcher.recipe_schema import LABELS, recipe_schema
 from launcher.run_folder import RunFolder
 from launcher.runs import Prepared
 from launcher.schema import find
+from launcher.secret_values import secret_names
 from launcher.status import RunStatus, reports
 from launcher.tree import Key, leaves
 
@@ -43,6 +44,9 @@ def plan_text(prepared: Prepared) -> str:
         lines += [f"  {stage.name or stage.kind}: {line}" for line in stage_lines(stage)]
     lines.append("Values that are not defaults:")
     lines += [f"  {line}" for stage in prepared.stages for line in origin_lines(stage)]
+    secrets = secret_names(prepared.profile.settings)
+    if secrets:
+        lines.append(f"Secrets, by name alone: {', '.join(secrets)}")
     for missing in prepared.missing:
         lines += [one_line(f"Missing: {missing.key} {missing.path} {missing.why}"), f"  get it: {missing.cure}"]
     lines += [f"Lacking here: {one_line(text)}" for text in prepared.lacking]

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+ENV_UMASK = "LLAVAJOB_UMASK"
+"""The umask of the shell that submitted, in octal digits: with it a run writes what lies outside of its folder."""
 _PRIVATE = 0o700
 
 
@@ -77,17 +79,22 @@ def open_tree_like(tree: Path, folder: Path) -> None:
 def umask_like(folder: Path) -> Iterator[None]:
     """Have this process, and all that it starts, make files as open as a run's folder for a while."""
     before = os.umask(0o077)
+    told = os.environ.get(ENV_UMASK)
+    os.environ[ENV_UMASK] = told or f"{before:03o}"
     try:
         os.umask(_umask_of(folder, before))
         yield
     finally:
         os.umask(before)
+        if told is None:
+            del os.environ[ENV_UMASK]
 
 
 def follow_folder(folder: Path) -> None:
     """Do the same for good."""
-    with suppress(OSError):
-        os.umask(_umask_of(folder, os.umask(0o077)))
+    before = os.umask(0o077)
+    os.environ.setdefault(ENV_UMASK, f"{before:03o}")
+    os.umask(_umask_of(folder, before))
 
 
 def _umask_of(folder: Path, before: int) -> int:

@@ -13,6 +13,7 @@ from launcher.recipe_files import Source, extended, locate, with_bases
 from launcher.recipe_schema import LABELS, kinds, recipe_schema
 from launcher.references import Names, resolve
 from launcher.schema import check, describe, fill_defaults, find, parse_value
+from launcher.secret_looks import shown
 from launcher.text_checks import text_problems
 from launcher.tree import Key, Tree, leaves
 from launcher.yaml_reader import LONGEST_KEY
@@ -272,5 +273,5 @@ def explain(recipe: Recipe) -> list[tuple[str, Any, str, str]]:
             if key[0] in LABELS or key == ("stages",):
                 continue
             doc = str(child.get("description") or describe(child))
-            rows.append((".".join((*prefix, *key)), tree.get(key), tree.origin(key), doc))
+            rows.append((".".join((*prefix, *key)), shown(key[-1], tree.get(key)), tree.origin(key), doc))
     return rows

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 MASK = "[not shown: looks like a secret]"
 
@@ -101,6 +102,27 @@ def mask(text: str) -> str:
     for _, pattern in _KNOWN:
         text = pattern.sub(MASK, text)
     return text
+
+
+def shown(name: str, value: Any) -> Any:
+    """Return a value as it may be shown, with what looks like a secret taken out.
+
+    Args:
+        name: its key; below ``environment`` the names of variables count as well.
+        value: a plain value, nested or not.
+    """
+    if isinstance(value, dict):
+        one = _shown_variable if name == "environment" else shown
+        return {key: one(key, inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [shown(name, item) for item in value]
+    return mask(value) if isinstance(value, str) else value
+
+
+def _shown_variable(name: str, value: Any) -> Any:
+    if isinstance(value, str) and "${" in value:
+        return mask(value)
+    return MASK if why_secret(name, str(value)) else value
 
 
 def is_random(text: str) -> bool:

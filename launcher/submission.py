@@ -74,7 +74,9 @@ def draft(root: Path, name: str, private: bool = True) -> Iterator[Draft]:
     """
     made = Draft(root, name)
     try:
-        make_root(root)
+        if private:
+            make_root(root)
+        root.mkdir(parents=True, exist_ok=True)
         _clear_abandoned(root)
         if os.path.lexists(root / name) and not _is_abandoned(RunFolder(root / name)):
             raise _taken(RunFolder(root / name))

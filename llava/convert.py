@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from llava.config import ConvertConfig, ConvertJob
 from llava.entry import guarded, load_job
 from llava.errors import ConfigError
+from llava.submitter_umask import submitter_umask
 
 if TYPE_CHECKING:
     from llava.export.layouts import Layout
@@ -145,12 +146,13 @@ def write_manifest(folder: Path, values: dict[str, Any]) -> None:
 def write_aside(output: Path, fill: Callable[[Path], None]) -> None:
     """Fill a folder aside and move it in place of the one before."""
     aside = output.with_name(f".{output.name}.tmp-{os.getpid()}")
-    aside.mkdir(parents=True)
-    try:
-        fill(aside)
-        _move(aside, output)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with submitter_umask(output):
+        aside.mkdir(parents=True)
+        try:
+            fill(aside)
+            _move(aside, output)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
     log.info("wrote %s", output)
 
 

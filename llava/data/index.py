@@ -31,6 +31,7 @@ from llava.data.conversation import Encoded, assemble, encode_texts, specials, t
 from llava.data.left_out import Counts, Judge
 from llava.data.records import Record, read_records
 from llava.errors import ConfigError, DataError
+from llava.submitter_umask import submitter_umask
 from llava.templates import Template
 
 FORMAT = 2
@@ -96,9 +97,11 @@ def build_index(
         return folder
     aside = cache / f".{folder.name}.tmp-{os.getpid()}"
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    with submitter_umask(cache):
+        aside.mkdir(parents=True)
     try:
-        counts = _write(aside, read_records(records), tokenizer, template, max_length, check)
+        with submitter_umask(cache):
+            counts = _write(aside, read_records(records), tokenizer, template, max_length, check)
         if not counts.samples:
             raise DataError(f"{records} has no record to learn from: {asdict(counts)}")
         shutil.rmtree(folder, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Callable
@@ -51,6 +52,8 @@ def through_its_life(shell: Shell, recipe: Write, umask: int) -> Path:
 def test_a_run_is_its_users_alone(shell: Shell, recipe: Write, umask: int) -> None:
     run = through_its_life(shell, recipe, umask)
     assert odd_ones(run, 0o700, 0o600) == {}
+    seen = json.loads((run / "attempts/1/started-0.json").read_text())
+    assert seen["LLAVAJOB_UMASK"] == f"{umask:03o}", "for what a run writes elsewhere"
     assert {
         "state.json", "run.json", "config.yaml", "events.jsonl", "metrics.jsonl", "supervisor.log",
         "attempts/0/rendered.yaml", "attempts/0/node0.log", "attempts/1/rank0001.log",

@@ -146,6 +146,18 @@ def test_a_named_secret_reaches_the_process_and_no_file(shell: Shell, recipe: Wr
     assert_unwritten(shell.runs / "kept", "battery staple")
 
 
+def test_what_is_shown_of_profiles_and_recipes_holds_names_alone(shell: Shell, recipe: Write) -> None:
+    place(shell, secrets=["HF_TOKEN"])
+    said = shell("submit", recipe(), "--on", "here", "--dry-run", HF_TOKEN=VALUE)
+    assert "Secrets, by name alone: HF_TOKEN" in said.err and VALUE not in said.out + said.err
+    assert "the secret HF_TOKEN is missing" in shell("doctor", "--on", "here", check=1).out
+    assert "the secret HF_TOKEN is missing" not in shell("doctor", "--on", "here", check=None, HF_TOKEN=VALUE).out
+    name = recipe(environment={"HF_TOKEN": VALUE, "SITE": "here", "DB_PASS": "${env:DB_PASS}"})
+    for options in ([], ["--json"]):
+        out = shell("recipes", f"./{name}", *options).out
+        assert VALUE not in out and "here" in out and "${env:DB_PASS}" in out
+
+
 def test_a_resume_takes_the_secret_from_the_shell_again(shell: Shell, recipe: Write) -> None:
     place(shell, secrets=["HF_TOKEN"])
     refused = shell("submit", recipe(), "--on", "here", "--name", "cut", check=2)

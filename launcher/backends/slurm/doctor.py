@@ -25,6 +25,7 @@ from launcher.backends.slurm.settings import (
 )
 from launcher.doctor import Finding
 from launcher.errors import BackendError, nearest
+from launcher.file_modes import make_root
 from launcher.profiles import Profile
 from launcher.user import user_name
 
@@ -177,7 +178,7 @@ def _preemption(config: dict[str, str]) -> Iterator[Finding]:
 
 def _node(profile: Profile) -> Iterator[Finding]:
     """Start one short task: what a node sees of the runs folder, the Python and its packages."""
-    profile.runs.mkdir(parents=True, exist_ok=True)
+    make_root(profile.runs)
     marker = profile.runs / f".doctor-{uuid.uuid4().hex[:8]}"
     marker.write_text("seen", encoding="utf-8")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ _ASSIGNMENT = re.compile(r"""(?<![\w$-])([A-Za-z_]\w*)=("[^"]*"|'[^']*'|[^\s;&|"
 _FROM_ELSEWHERE = ("$", "`", "<")
 """How a value begins that a shell looks up when it runs."""
 _DEFAULT, _REFERENCE = re.compile(r"\$\{env:[^{}:]*:-([^{}]*)\}"), re.compile(r"\$\{[^{}]*\}")
+_SHELL_VARIABLE = re.compile(r"(?<!\$)\$\{\s*env:([^{}:]+?)\s*(?::-[^{}]*)?\}")
 _SHELL_KEYS = ("setup", "container")
 
 
@@ -57,6 +59,8 @@ def _problems(recipe: Recipe, stages: Sequence[Stage], profile: Profile) -> Iter
                 yield Problem(where, f"{what}.{name} is named as a secret as well; leave it out here")
             elif name not in allowed:
                 yield from _problem(where, f"{what}.{name}", why_secret(name, _written_out(str(value))))
+    for tree in (recipe.tree, profile.values):
+        yield from _taken_from_shell(tree, allowed)
     for tree in (recipe.tree, *(stage.tree for stage in stages), profile.values):
         yield from _in_other_keys(tree, allowed)
     yield from _in_settings(profile, allowed)
@@ -72,6 +76,15 @@ def _written_out(text: str) -> str:
 def _problem(where: str, what: str, why: str) -> Iterator[Problem]:
     if why:
         yield Problem(where, f"{what} looks like a secret ({why}) and would stand in clear in the run's files")
+
+
+def _taken_from_shell(tree: Tree, allowed: set[str]) -> Iterator[Problem]:
+    """Values that refer to a variable of the shell which holds a secret, whatever their own key is called."""
+    for key, value in leaves(tree.values):
+        for name in _SHELL_VARIABLE.findall("\n".join(_texts(value))):
+            if name not in allowed and not {key[-1]} & allowed:
+                why = why_secret(name, os.environ.get(name, ""))
+                yield from _problem(tree.origin(key), ".".join(key), why and f"of ${{env:{name}}}, {why}")
 
 
 def _in_other_keys(tree: Tree, allowed: set[str]) -> Iterator[Problem]:

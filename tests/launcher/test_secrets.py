@@ -203,6 +203,16 @@ def test_secrets_in_clear_are_refused_wherever_they_stand(shell: Shell, recipe: 
     assert not (shell.runs / "no").exists()
 
 
+def test_a_secret_of_the_shell_is_refused_below_any_key(shell: Shell, recipe: Write) -> None:
+    place(shell)
+    ask = ("submit", recipe(), "--on", "here", "--dry-run")
+    for key in ("environment.HUB", "paths.hub", "data.images"):
+        refused = shell(*ask, "--set", f"{key}=x${{env:MY_TOKEN}}", check=2, MY_TOKEN=VALUE)
+        assert f"{key} looks like a secret (of ${{env:MY_TOKEN}}, its name says so: MY_TOKEN)" in refused.err
+        assert VALUE not in refused.err + refused.out
+    assert shell(*ask, "--set", "environment.HUB=${env:MY_FOLDER}", MY_FOLDER="/data/hub").code == 0
+
+
 @pytest.mark.parametrize("backend", ["slurm", "kubernetes"])
 def test_each_backend_says_how_it_takes_secrets(shell: Shell, recipe: Write, backend: str) -> None:
     ask = ("submit", recipe(), "--on", backend, "--dry-run", "--set", f"environment.HF_TOKEN={VALUE}")

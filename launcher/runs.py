@@ -27,7 +27,7 @@ from launcher.runtime_check import ask_runtime_of
 from launcher.secret_refusal import refuse_clear_secrets
 from launcher.snapshot import take_snapshot
 from launcher.store import Run, all_runs, check_name, find_run, new_name, new_run_id, now, original_of, save
-from launcher.submission import draft, remove, resubmission
+from launcher.submission import draft, ending_cleanly, remove, resubmission
 from launcher.tree import Tree
 from launcher.user import owner_name
 from launcher.yaml_text import dump
@@ -156,11 +156,12 @@ def submit(prepared: Prepared) -> tuple[Run, list[str]]:
     }
     with draft(prepared.profile.runs, prepared.name, prepared.profile.private_runs) as made:
         try:
-            kept_out = keep_changes(Path.cwd(), made.folder.code_diff)
-            if kept_out:
-                record["kept_out"] = kept_out
-            _write(Run(made.folder, record), prepared)
-            run = Run(made.place(), record)
+            with ending_cleanly():
+                kept_out = keep_changes(Path.cwd(), made.folder.code_diff)
+                if kept_out:
+                    record["kept_out"] = kept_out
+                _write(Run(made.folder, record), prepared)
+                run = Run(made.place(), record)
         except OSError as error:
             hint = "Make room there, or set LLAVAJOB_RUNS to another folder."
             text = f"cannot write the run's folder {prepared.folder.root}: {error.strerror}"

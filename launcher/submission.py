@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,6 +96,26 @@ def draft(root: Path, name: str, private: bool = True) -> Iterator[Draft]:
     finally:
         if not made.placed:
             shutil.rmtree(made.folder.root, ignore_errors=True)
+
+
+@contextmanager
+def ending_cleanly() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP end this process by an exception for a block of code, so that drafts are removed."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    changed = []
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:  # nohup's choice stays
+                signal.signal(number, leave)
+                changed.append(number)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager

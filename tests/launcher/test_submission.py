@@ -28,11 +28,12 @@ from tests.shell import Shell
 Write = Callable[..., str]
 
 
-def slow_git(shell: Shell) -> str:
-    """A PATH on which git waits until it is killed, after it has said that it was called."""
+def slow_git(shell: Shell, command: str) -> str:
+    """A PATH on which one of git's commands waits until it is killed, after it has said that it was called."""
     folder = shell.folder / "slow"
     folder.mkdir()
-    (folder / "git").write_text(f'#!/bin/sh\ntouch "{shell.folder}/called"\nexec sleep 600\n')
+    script = f'#!/bin/sh\n[ "$1" = {command} ] || exit 1\ntouch "{shell.folder}/called"\nexec sleep 600\n'
+    (folder / "git").write_text(script)
     (folder / "git").chmod(0o755)
     return f"{folder}{os.pathsep}{os.environ['PATH']}"
 
@@ -58,15 +59,25 @@ def visible(root: Path) -> list[str]:
     return sorted(os.listdir(root)) if root.is_dir() else []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("number", "asked"),
+    [  # rev-parse comes before the folder is made, diff while it is filled
+        (signal.SIGINT, "rev-parse"),
+        (signal.SIGINT, "diff"),
+        (signal.SIGTERM, "diff"),
+        (signal.SIGHUP, "diff"),
+        (signal.SIGKILL, "diff"),
+    ],
+)
 def test_a_submission_that_is_ended_early_leaves_its_name_free(
-    shell: Shell, recipe: Write, number: signal.Signals
+    shell: Shell, recipe: Write, number: signal.Signals, asked: str
 ) -> None:
-    child = shell.start("submit", recipe(), "--name", "cut", PATH=slow_git(shell))
+    child = shell.start("submit", recipe(), "--name", "cut", PATH=slow_git(shell, asked))
     shell.until((shell.folder / "called").exists, "git asked")
     child.send_signal(number)
     child.wait(timeout=60)
-    assert "cut" not in visible(shell.runs)
+    left = [name for name in visible(shell.runs) if number != signal.SIGKILL or not name.startswith(".llavajob-cut-")]
+    assert left == []
     assert "no runs yet" in shell("status", "cut", check=2).err
     shell("submit", recipe(), "--name", "cut")
     assert shell.wait("cut")["state"] == "SUCCEEDED"

@@ -68,7 +68,10 @@ class LocalBackend:
         if locks.is_held(folder / LOCK_NAME):
             raise BackendError("this run has a supervisor already", f"See: llavajob status {run.name}")
         # What a supervisor that was killed left behind would write beside the new attempt.
-        processes.end_all(folder, max(step.grace_s for step in plan.steps), run_id=plan.run_id)
+        left = processes.marked(folder, run_id=plan.run_id)
+        if left:
+            console.say(f"Ending {len(left)} processes that an earlier attempt left ...")
+            processes.end_all(folder, max(step.grace_s for step in plan.steps), run_id=plan.run_id)
         if not run.folder.state.exists():
             LocalState().save(run.folder)
         with umask_like(folder), (folder / "supervisor.log").open("ab") as log:

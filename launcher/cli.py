@@ -233,6 +233,7 @@ def logs(
 def cancel(names: Annotated[list[str], typer.Argument(help="Runs to end.", metavar="RUN...")]) -> None:
     """End runs: state saved, every process gone."""
     from launcher import runs
+    from launcher.backends.base import ENDED
     from launcher.plain_text import one_line
 
     found = {run.folder.root: run for run in map(_find, names)}
@@ -242,7 +243,8 @@ def cancel(names: Annotated[list[str], typer.Argument(help="Runs to end.", metav
             runs.require_active(run)
             console.say(f"Ending {run.name}: saving the state first ...")
             state = runs.cancel(run)
-            console.say(f"{run.name}: {state.state}, {one_line(state.reason)}; no process is left")
+            left = "; no process is left" if state.state in ENDED else ""
+            console.say(f"{run.name}: {state.state}, {one_line(state.reason)}{left}")
         except LauncherError as error:
             # One run that cannot be ended must not keep the others going.
             refused.append(error)

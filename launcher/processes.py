@@ -14,13 +14,13 @@ from launcher.run_folder import ENV_RUN, ENV_RUN_ID, read_json
 
 _NOTHING: Mapping[str, str] = {}
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
-Identity = tuple[int, int]
-"""Process id and start in clock ticks since the machine's start: together they name one process, because ids are used
-again, and no change of the clock moves them."""
 
 
 def start_ticks(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since the machine's start; None when it is gone."""
+    """Return when a process started, in clock ticks since the machine's start; None when it is gone.
+
+    Together with its id this names one process: ids are used again, and no change of the clock moves the ticks.
+    """
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -38,17 +38,6 @@ def _start_ticks_without_proc(pid: int) -> int | None:
         return round((process.create_time() - psutil.boot_time()) * _TICKS_PER_S)
     except psutil.Error:
         return None
-
-
-def identity(pid: int) -> Identity | None:
-    """Return who a process id is now, or None when nobody."""
-    ticks = start_ticks(pid)
-    return None if ticks is None else (pid, ticks)
-
-
-def is_alive(who: Identity) -> bool:
-    """Tell whether that very process still runs."""
-    return identity(who[0]) == who
 
 
 def seconds_since_boot(ticks: int) -> float:

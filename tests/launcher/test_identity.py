@@ -15,13 +15,13 @@ from typing import Any
 import psutil
 import pytest
 
-from launcher import machine, processes
+from launcher import machine, processes, runs
 from launcher.backends.local import backend as local_backend
 from launcher.backends.local.judge import judge
 from launcher.backends.local.state import load_state
 from launcher.errors import RequestError
 from launcher.run_folder import RunFolder, write_json
-from launcher.store import Run, find_run
+from launcher.store import Run, find_run, original_of
 from tests.shell import Shell
 
 Write = Callable[..., str]
@@ -264,9 +264,20 @@ def test_a_supervisor_that_ended_is_not_found_by_its_number_alone() -> None:
     os.waitid(os.P_PID, done.pid, os.WEXITED | os.WNOWAIT)
     assert processes.start_ticks(done.pid) is None, "a process that waits to be reaped has ended"
     done.wait()
-    assert processes.identity(done.pid) is None
-    assert processes.is_alive((os.getpid(), processes.start_ticks(os.getpid()) or 0))
-    assert not processes.is_alive((os.getpid(), 1))
+    assert processes.start_ticks(done.pid) is None
+    assert processes.start_ticks(os.getpid()) == int(Path("/proc/self/stat").read_text().split()[21])
+
+
+@pytest.mark.parametrize("backend", ["slurm", "kubernetes"])
+def test_a_copy_of_a_clusters_run_ends_no_job(tmp_path: Path, backend: str) -> None:
+    run = made_run(tmp_path / "original", {}, run_id="one", backend=backend, run_dir=str(tmp_path / "original"))
+    shutil.copytree(run.folder.root, tmp_path / "copy")
+    with pytest.raises(RequestError, match="is a copy of the run at") as caught:
+        runs.cancel(load(tmp_path / "copy"))
+    assert "llavajob cancel original" in caught.value.hint
+    assert not (tmp_path / "copy/cancel.json").exists()
+    os.rename(tmp_path / "original", tmp_path / "moved")
+    assert original_of(load(tmp_path / "moved")) is None, "a run that was moved is the run itself"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs to become another user")

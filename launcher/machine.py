@@ -26,8 +26,10 @@ def this_machine() -> Where:
 def is_same(there: Mapping[str, str], here: Mapping[str, str]) -> bool:
     """Tell whether processes started there can be seen here, if they still run.
 
-    The host's name does not count: it can be changed while the machine runs.
+    The host's name does not count where there is better: it can be changed while the machine runs.
     """
+    if not here["boot_id"]:
+        return there.get("host") == here["host"]
     return there.get("boot_id") == here["boot_id"] and there.get("pid_namespace") == here["pid_namespace"]
 
 

@@ -22,7 +22,9 @@ from launcher.store import Run, submission_lock
 _ASIDE = ".llavajob-"
 """Folders with such names hold a run that is being made, or removed; nobody takes them for runs."""
 _ABANDONED_S = 60.0
-"""After this long without a change, what an interrupted command left is cleared away."""
+"""A folder without a record that did not change for so long does not block its name."""
+_FORGOTTEN_S = 3600.0
+"""After so long without a change, what a killed command left out of sight is cleared away."""
 _FIRST_FILES = frozenset(
     {
         "attempts", "cancel.json", "code", "code.diff", "config.yaml", "events.jsonl", "jobs.json", "kubernetes",
@@ -163,7 +165,7 @@ def _clear_abandoned(root: Path) -> None:
         path = Path(entry.path)
         if not entry.name.startswith(_ASIDE) or not entry.is_dir(follow_symlinks=False):
             continue
-        if not locks.is_held(path / "submit.lock") and _is_old(path):
+        if not locks.is_held(path / "submit.lock") and _is_old(path, _FORGOTTEN_S):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -177,7 +179,9 @@ def _is_abandoned(folder: RunFolder) -> bool:
     if not all(name in _FIRST_FILES or name.endswith(".tmp") for name in names):
         return False
     held = locks.is_held(submission_lock(folder)) or locks.is_held(folder.root / "supervisor.lock")
-    return not held and _is_old(folder.root) and not processes.marked(folder.root) and not _has_work(folder)
+    return (
+        not held and _is_old(folder.root, _ABANDONED_S) and not processes.marked(folder.root) and not _has_work(folder)
+    )
 
 
 def _has_work(folder: RunFolder) -> bool:
@@ -186,10 +190,10 @@ def _has_work(folder: RunFolder) -> bool:
     return any((place / kind).exists() for place in places for kind in kinds)
 
 
-def _is_old(folder: Path) -> bool:
+def _is_old(folder: Path, after_s: float) -> bool:
     """Tell whether nothing at the top of a folder changed for a while."""
     try:
         newest = max(path.lstat().st_mtime for path in (folder, *folder.iterdir()))
     except OSError:
         return False
-    return abs(time.time() - newest) > _ABANDONED_S
+    return abs(time.time() - newest) > after_s

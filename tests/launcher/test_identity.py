@@ -151,8 +151,16 @@ def test_a_run_of_the_version_before_is_still_judged(shell: Shell, recipe: Write
     path.write_text(json.dumps({**state, "pid_started": created - 60, "boot_time": booted}))
     assert "its supervisor died" in judge(load(shell.runs / "older")).reason
     path.write_text(json.dumps({**state, "pid_started": created, "boot_time": booted}))
+    record = json.loads((shell.runs / "older/run.json").read_text())
+    for key in ("run_id", "run_dir", "where"):
+        del record[key]
+    (shell.runs / "older/run.json").write_text(json.dumps(record))
+    (shell.runs / "older/submit.lock").unlink()
+    shell.until((shell.runs / "older/metrics.jsonl").exists, "a step")
     assert "CANCELLED" in shell("cancel", "older").err
     assert shell.left("older") == []
+    shell("resume", "older", STANDIN_STEPS="1")
+    assert shell.wait("older")["state"] == "SUCCEEDED"
 
 
 def test_cancel_of_a_copy_leaves_the_original_alone(shell: Shell, recipe: Write) -> None:

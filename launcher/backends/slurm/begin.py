@@ -12,7 +12,7 @@ import socket
 import time
 
 from launcher.backends.base import REQUEUED, RUNNING
-from launcher.backends.slurm.batch_job import Batch, cancelled, failed, job_number, log, requeue, time_left_s
+from launcher.backends.slurm.batch_job import Batch, cancelled, failed, job_number, log, own_id, requeue, time_left_s
 from launcher.backends.slurm.client import ask
 from launcher.backends.slurm.files import Job, load_jobs, slurm_folder
 from launcher.backends.slurm.identity import Owner
@@ -40,6 +40,7 @@ def begin(batch: Batch) -> str:
     if not _was_sent(batch):
         log(f"{batch.folder.root} knows nothing of job {job_id}: its submission was interrupted, or sent anew")
         return "exit 1"
+    _complete(batch)
     word = batch.word()
     who = batch.cancelled_by()
     if who is not None:
@@ -115,6 +116,15 @@ def _was_sent(batch: Batch) -> bool:
         if time.monotonic() > deadline:
             return known is not None and _adopt(batch, known, number)
         time.sleep(0.2)
+
+
+def _complete(batch: Batch) -> None:
+    """Write the file that tells submitit what to call, where the submission was ended before it had this name."""
+    path = slurm_folder(batch.folder) / f"{own_id(batch)}_submitted.pkl"
+    if not path.exists():
+        from launcher.backends.slurm.send import write_call
+
+        write_call(batch.plan, batch.step, batch.number, path)
 
 
 def _known(batch: Batch) -> Job | None:

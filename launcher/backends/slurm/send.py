@@ -51,8 +51,20 @@ def send(plan: Plan, step: Step, ticket: str, after: str = "") -> str:
     executor.ticket = ticket
     executor.folder.mkdir(parents=True, exist_ok=True)
     members: list[int | None] = list(step.members) or [None]
-    calls = [DelayedSubmission(task.run, str(plan.folder), step.name, member) for member in members]
+    calls = [_call(plan, step, member) for member in members]
     return str(executor._internal_process_submissions(calls)[0].job_id).split("_")[0]
+
+
+def _call(plan: Plan, step: Step, member: int | None) -> DelayedSubmission:
+    """What a node's part of a step, or a shard, is to call."""
+    call = DelayedSubmission(task.run, str(plan.folder), step.name, member)
+    call.set_timeout(_COUNTED_BY_US, 0)
+    return call
+
+
+def write_call(plan: Plan, step: Step, member: int | None, path: Path) -> None:
+    """Write what a job is to call, where its submission was ended before it could."""
+    _call(plan, step, member).dump(path)
 
 
 class Sender(StepExecutor):
@@ -70,7 +82,6 @@ class Sender(StepExecutor):
         pickles = [folder / f"{uuid.uuid4().hex}.pkl" for _ in delayed_submissions]
         try:
             for call, path in zip(delayed_submissions, pickles, strict=True):
-                call.set_timeout(_COUNTED_BY_US, 0)
                 call.dump(path)
             number = self._submit_command(self._submitit_command_str).job_id
         except BaseException:

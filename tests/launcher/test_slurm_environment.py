@@ -185,15 +185,17 @@ def test_cancel_finds_the_job_whose_number_was_never_written_down(
 
 
 def test_a_folder_with_odd_numbers_is_unknown_and_ends_nothing(shell: Shell, recipe: Write, slurm: FakeSlurm) -> None:
-    for run in ("good", "odd", "torn"):
+    for run in ("good", "odd", "torn", "newer"):
         mine = sent(shell, slurm, recipe, run)
         if run == "good":
             slurm.says("by_number", row("42", "PENDING", run, mine))
     path = shell.runs / "odd/slurm/jobs.json"
     path.write_text(path.read_text().replace('"42"', '"--state=PENDING"'))
     (shell.runs / "torn/slurm/jobs.json").write_text('{"jobs": [{"step": 3}]}')
+    path = shell.runs / "newer/slurm/jobs.json"
+    path.write_text(path.read_text().replace('"members": []', '"members": 3'))
     seen = {run["run"]: run["state"] for run in shell("list", "--json").json}
-    assert seen == {"good": "PENDING", "odd": "UNKNOWN", "torn": "UNKNOWN"}
+    assert seen == {"good": "PENDING", "odd": "UNKNOWN", "torn": "UNKNOWN", "newer": "UNKNOWN"}
     refused = shell("cancel", "odd", check=1)
     assert "'--state=PENDING' is not the id of a Slurm job" in refused.err
     assert slurm.calls("scancel") == []
@@ -363,6 +365,32 @@ def test_another_cluster_neither_judges_nor_cancels(
     monkeypatch.setenv("SLURM_CONF", "/etc/back.conf")
     slurm.says("by_number", row("42", "RUNNING", "away", mine))
     assert look(shell, "away").state == "RUNNING", "nothing was written down there"
+
+
+def test_a_controller_that_has_moved_still_has_the_runs_jobs(
+    shell: Shell, recipe: Write, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = sent(shell, slurm, recipe, "moved")
+    slurm.says("config", CONFIG.format("ours", "login9"))
+    monkeypatch.setenv("SLURM_CONF", "/etc/moved.conf")
+    slurm.says("by_number", row("42", "PENDING", "moved", mine))
+    assert look(shell, "moved").state == "PENDING"
+    shell("cancel", "moved")
+    assert slurm.calls("scancel")[0] == "--state=PENDING 42"
+
+
+def test_steps_that_are_done_are_not_sent_again_after_an_end_that_nobody_saw(
+    shell: Shell, pipeline: Write, slurm: FakeSlurm
+) -> None:
+    shell("submit", pipeline(), "--on", "slurm", "--name", "line")
+    first = len(slurm.calls("sbatch"))
+    write_json(shell.runs / "line/steps/learn.json", {"job_id": "42", "state": "SUCCEEDED"})
+    path = shell.runs / "line/slurm/jobs.json"
+    path.write_text(path.read_text().replace('"submitted": ', '"submitted": 1000, "was": '))
+    assert look(shell, "line").state == "FAILED" and json.loads(path.read_text())["end"] is None
+    shell("resume", "line")
+    assert len(slurm.calls("sbatch")) == 2 * first - 1
+    assert [job["step"]["state"] for job in json.loads(path.read_text())["jobs"]][:2] == ["SUCCEEDED", "PENDING"]
 
 
 def test_a_verdict_that_was_not_seen_is_not_written_down(shell: Shell, recipe: Write, slurm: FakeSlurm) -> None:

@@ -107,8 +107,7 @@ class SlurmBackend:
         if ignored:
             console.say(f"Not heeded: {', '.join(ignored)}; what is sent is what the profile and the recipe say")
         write_aside(plan_file(run.folder), render(plan))
-        before = load_jobs(run.folder)
-        ended = {step.name: step for step in before.end.steps} if before.end else {}
+        ended = {step.name: step for step in self.states([run])[0].steps} if plan.finished else {}
         jobs = Jobs([_fresh_job(run.folder, step, ended, plan) for step in plan.steps], time.time())
         jobs.save(run.folder)
         try:
@@ -246,6 +245,7 @@ def _read_jobs(run: Run) -> Jobs | BackendState:
         numbers = [job.job_id for job in jobs.jobs if job.job_id]
         if numbers:
             checked_ids(numbers)
+        open_ids(run.folder, jobs)
         return jobs
     except (BackendError, Unreadable) as error:
         return BackendState(UNKNOWN, error.message)
@@ -287,18 +287,14 @@ def _numbers_to_end(run: Run, jobs: Jobs) -> list[str]:
     Raises:
         BackendError: this is not the place to end the run from.
     """
-    elsewhere = _insist(lambda: why_not_here(run))
+    numbers = sorted({job.job_id for job in jobs.jobs if job.job_id}, key=int)
+    in_queue = _insist(lambda: client.queued(numbers)) if numbers else {}
+    own = queued_numbers(jobs, own_answer(run, jobs, client.Answer(in_queue)))
+    # Jobs that carry the run's mark are here, also where the cluster's controller has moved.
+    elsewhere = "" if own else _insist(lambda: why_not_here(run))
     if elsewhere:
         raise BackendError(f"{run.name} cannot be cancelled from here: {elsewhere}", "Cancel it there.")
-    mine = _queue(run, jobs)
-    return queued_numbers(jobs, mine)
-
-
-def _queue(run: Run, jobs: Jobs) -> client.Answer:
-    """What the queue has of a run's own jobs."""
-    numbers = sorted({job.job_id for job in jobs.jobs if job.job_id}, key=int)
-    queued = _insist(lambda: client.queued(numbers)) if numbers else {}
-    return own_answer(run, jobs, client.Answer(queued))
+    return own
 
 
 def _insist(call: Callable[[], T]) -> T:

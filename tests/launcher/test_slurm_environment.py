@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from launcher.backends.base import BackendState
-from launcher.backends.slurm import backend, client
+from launcher.backends.slurm import backend, client, send
 from launcher.backends.slurm.client_environment import client_environment, job_environment
 from launcher.backends.slurm.place import difference
-from launcher.errors import BackendError
+from launcher.errors import BackendError, SubmissionUnknown
+from launcher.plan_text import load_plan
 from launcher.run_folder import RunFolder, read_json, write_json
 from launcher.store import Run
 from tests.shell import Shell
@@ -467,3 +468,27 @@ def test_a_job_that_was_made_although_sbatch_failed_later_is_the_runs(
     (slurm.folder / "bin/sbatch").write_text(f"{RECORD}echo 'Submitted batch job 42'\necho later >&2\nexit 3\n")
     assert shell("submit", recipe(), "--on", "slurm", "--name", "late", "--json").json["job_ids"] == ["42"]
     assert len(slurm.calls("sbatch")) == 1
+
+
+def test_a_submission_that_nobody_answered_keeps_the_run(
+    shell: Shell, recipe: Write, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither sbatch nor the queue answers: the job may be there, so the run can be looked at and cancelled."""
+    mine = sent(shell, slurm, recipe, "maybe")
+    ticket = mine.rpartition(".")[2]
+    plan = load_plan(shell.runs / "maybe/slurm/plan.yaml")
+    silence = f"{RECORD}echo 'error: Socket timed out on send/recv operation' >&2\nexit 1\n"
+    answering = (slurm.folder / "bin/squeue").read_text()
+    for command in ("sbatch", "squeue"):
+        (slurm.folder / "bin" / command).write_text(silence)
+    monkeypatch.setattr(send, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(send, "_PAUSE_S", 0.01)
+    with pytest.raises(SubmissionUnknown, match="whether Slurm took the job is not known"):
+        send.send(plan, plan.steps[0], ticket)
+    forget_number(shell, "maybe")
+    (slurm.folder / "bin/squeue").write_text(answering)
+    slurm.says("by_name", f"57|1|/x.sh|{mine}\n")
+    slurm.says("by_number", row("57", "PENDING", "maybe", mine))
+    assert look(shell, "maybe").job_ids == ["57"]
+    shell("cancel", "maybe")
+    assert slurm.calls("scancel")[0] == "--state=PENDING 57"

@@ -21,7 +21,7 @@ from launcher.backends.kubernetes.place import elsewhere
 from launcher.backends.kubernetes.states import SENDING_S
 from launcher.backends.kubernetes.sync import Syncer
 from launcher.backends.kubernetes.text import parse_objects
-from launcher.errors import SubmissionUnknown
+from launcher.errors import BackendError, SubmissionUnknown
 from launcher.run_folder import RunFolder
 from launcher.run_identity import FolderTaken, claim_folder
 from tests.launcher.standin_api import StandInApi
@@ -55,7 +55,8 @@ def place(shell: Shell, api: StandInApi, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 def write_profile(shell: Shell, mount: str) -> Path:
-    keys = {"image": "x/y:1", "volumes": [{"mount": mount, "pvc": "shared"}]}
+    data = {"mount": str(shell.folder), "pvc": "data", "read_only": True}
+    keys = {"image": "x/y:1", "volumes": [{"mount": mount, "pvc": "shared"}, data]}
     path = shell.folder / "llavajob.yaml"
     path.write_text(yaml.safe_dump({"profiles": {"pods": {"backend": "kubernetes", "kubernetes": keys}}}))
     return path
@@ -409,6 +410,25 @@ def test_a_run_that_is_cancelled_while_it_is_sent_is_not_left_there(
     assert api.objects == {}
     state = runs.state_of(run)
     assert (state.state, state.reason) == ("CANCELLED", "cancelled by somebody")
+
+
+def test_an_interrupted_submission_leaves_nothing(
+    shell: Shell, api: StandInApi, place: Path, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shell.folder)
+    create = Client.create_once
+
+    def create_and_stop(client: Client, obj: Object, *more: Any) -> Object:
+        made = create(client, obj, *more)
+        if obj["kind"] == "PyTorchJob":
+            raise KeyboardInterrupt
+        return made
+
+    monkeypatch.setattr(Client, "create_once", create_and_stop)
+    with pytest.raises(BackendError, match="nothing of it is left") as error:
+        runs.submit(runs.prepare(asked, "pods", "stopped", []))
+    assert error.value.exit_code == 130
+    assert api.objects == {} and not (shell.runs / "stopped").exists()
 
 
 def test_an_object_that_went_unseen_is_no_verdict(shell: Shell, api: StandInApi, place: Path, asked: str) -> None:

@@ -17,7 +17,7 @@ from launcher.backends.base import ENDED, SUCCEEDED, UNKNOWN, BackendState, Step
 from launcher.backends.kubernetes import removal
 from launcher.backends.kubernetes.files import Part, Sent, load_sent
 from launcher.backends.kubernetes.guards import require_free, require_own, require_place, runs_elsewhere
-from launcher.backends.kubernetes.ownership import original_of, owner_of_plan, owner_of_run
+from launcher.backends.kubernetes.ownership import folder_number, original_of, owner_of_plan, owner_of_run
 from launcher.backends.kubernetes.place import describe_place, silent_place
 from launcher.backends.kubernetes.removal import MADE_KINDS, clear_away, persist, take_back
 from launcher.backends.seen import never_sent
@@ -76,6 +76,14 @@ class KubernetesBackend:
 
     def submit(self, run: Run, plan: Plan) -> list[str]:
         """Have the server check every object, then create the ConfigMap and what it is for."""
+        try:
+            return self._submit(run, plan)
+        except KeyboardInterrupt:
+            interrupted = BackendError("interrupted; nothing of it is left in the cluster")
+            interrupted.exit_code = 130
+            raise interrupted from None
+
+    def _submit(self, run: Run, plan: Plan) -> list[str]:
         from launcher.backends.kubernetes.client import Client
         from launcher.backends.kubernetes.objects import objects_to_send, open_steps, step_object
 
@@ -99,22 +107,22 @@ class KubernetesBackend:
                 _forget_words(run.folder, step, sent)
         for obj in [*objects, *steps]:
             persist(lambda obj=obj: client.create(obj, dry_run=True))  # type: ignore[misc]
-        sent.where, sent.folder, sent.inode = here, str(run.folder.root), run.folder.root.stat().st_ino
+        sent.where, sent.folder, sent.inode = here, str(run.folder.root), folder_number(run.folder.root)
         sent.save(run.folder)
         _let_pods_write(run.folder, plan)
         try:
             for obj in objects:
                 client.create_once(obj, removal.PATIENCE_S, console.say)
+            if run.folder.cancel_request.exists():
+                clear_away(owner, client)  # somebody did not want to wait for it
+            sent.complete = True
+            sent.save(run.folder)
         except BaseException as error:
             if take_back(client, owner, objects):
                 if before.parts:
                     before.save(run.folder)
                 raise
             raise SubmissionUnknown(_may_be_there(error, client)) from error
-        if run.folder.cancel_request.exists():
-            clear_away(owner, client)  # somebody did not want to wait for it
-        sent.complete = True
-        sent.save(run.folder)
         return [str(objects[-1]["metadata"]["name"])]
 
     def states(self, runs: Sequence[Run]) -> list[BackendState]:

@@ -44,8 +44,8 @@ class Sent:
     """The server's address and what tells its cluster from others; empty for runs of older versions."""
     folder: str = ""
     """The run's folder at that time, to tell a copy of it; empty for runs of older versions."""
-    inode: int = 0
-    """Number of that folder in its file system."""
+    inode: str = ""
+    """Number of that folder in its file system; as text, because some file systems use all 64 bits."""
 
     @property
     def place(self) -> dict[str, str]:

@@ -55,7 +55,7 @@ def owner_in(folder: RunFolder) -> Owner:
     return Owner(folder.name, "", "") if record is None else owner_of_run(Run(folder, record))
 
 
-def original_of(run: Run, submitted_in: str, inode: int) -> str:
+def original_of(run: Run, submitted_in: str, inode: str) -> str:
     """Return where the run lies that a folder is a copy of; empty: it is no copy.
 
     A copy says of itself all that the original says. What it names in the cluster is the original's.
@@ -67,7 +67,7 @@ def original_of(run: Run, submitted_in: str, inode: int) -> str:
     """
     root, named = run.folder.root, str(run.record.get("name", run.name))
     if submitted_in:
-        moved_or_same = submitted_in == str(root) or _is_same(Path(submitted_in), root) or inode == _inode(root)
+        moved_or_same = submitted_in == str(root) or _is_same(Path(submitted_in), root) or inode == folder_number(root)
         return "" if moved_or_same else submitted_in
     if named != run.name:
         return str(root.parent / named)
@@ -76,11 +76,12 @@ def original_of(run: Run, submitted_in: str, inode: int) -> str:
     return str(there) if other is not None and other.get("created") == run.record.get("created") else ""
 
 
-def _inode(path: Path) -> int:
+def folder_number(path: Path) -> str:
+    """Return a folder's number in its file system; it stays when the folder is moved there."""
     try:
-        return path.stat().st_ino
+        return str(path.stat().st_ino)
     except OSError:
-        return 0
+        return ""
 
 
 def _is_same(one: Path, other: Path) -> bool:

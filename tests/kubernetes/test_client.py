@@ -95,6 +95,16 @@ def test_objects_are_made_found_and_deleted(client: Client) -> None:
     assert client.delete("ConfigMap", "note") is False
 
 
+@pytest.mark.parametrize("foreground", [True, False])
+def test_an_object_is_deleted_only_if_it_is_the_one_that_was_meant(client: Client, foreground: bool) -> None:
+    old = client.create(note())["metadata"]["uid"]
+    assert client.delete("ConfigMap", "note", foreground=False)
+    new = client.create(note())["metadata"]["uid"]
+    assert client.delete("ConfigMap", "note", foreground, uid=old) is False
+    assert (client.get("ConfigMap", "note") or {})["metadata"]["uid"] == new
+    assert client.delete("ConfigMap", "note", foreground, uid=new) is True
+
+
 def test_a_dry_run_leaves_nothing(client: Client) -> None:
     assert client.create(note(), dry_run=True)["metadata"]["uid"]
     assert client.list("ConfigMap", "llavajob/run") == []

@@ -115,7 +115,9 @@ class StandInApi:
             return 200, found
         uid = ((body or {}).get("preconditions") or {}).get("uid")
         if uid and uid != found["metadata"]["uid"]:
-            return 409, _status(409, "Conflict", "Precondition failed: UID in precondition differs", name)
+            own = found["metadata"]["uid"]
+            words = f"the UID in the precondition ({uid}) does not match the UID in record ({own})"
+            return 409, _status(409, "Conflict", words, name)
         del self.objects[plural, name]
         return 200, {"kind": "Status", "status": "Success"}
 

@@ -152,7 +152,7 @@ class Client:
         answer = self._connection.call("DELETE", self._path(kind, name), None, body)
         if answer.status == 404 and _names(answer, name):
             return False
-        if uid and answer.status == 409 and b"Precondition failed" in answer.body:
+        if uid and answer.status == 409 and b"precondition" in answer.body.lower():
             return False
         self._checked(answer, kind, f"delete {kind} '{name}'")
         return True

@@ -20,6 +20,7 @@ DEEPEST = 50
 """Mappings and lists inside each other."""
 LONGEST_KEY = 200
 LARGEST_NUMBER = 2**63
+_COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -87,6 +88,8 @@ class Reader:
         if len(key) > DEEPEST:
             raise self._too_deep(line)
         self.origins.setdefault(key, self._where(line))
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in _COLLECTIONS:
+            self._add(line, f"not valid YAML: {_short(node.tag)} is no tag of a mapping or a list in a recipe")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, key)
         if isinstance(node, yaml.SequenceNode):

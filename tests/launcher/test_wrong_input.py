@@ -31,6 +31,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("description: !!binary 'é'", "not valid YAML"),
         ("description: !!binary aGVsbG8=", "YAML reads as bytes"),
         ("description: !!foo bar", "not valid YAML"),
+        ("needs: !!set {a, b}", "is no tag of a mapping or a list"),
+        ("needs: !!python/object/apply:os.system [ls]", "is no tag of a mapping or a list"),
         ("seed: 0b_", "'0b_' cannot be read as int"),
         ("seed: 0x_", "'0x_' cannot be read as int"),
         ("seed: " + "9" * 5000, "cannot be read as int"),

@@ -176,16 +176,15 @@ def list_runs(
     from launcher.backends.base import STATES
     from launcher.errors import nearest
     from launcher.explain import list_text
+    from launcher.listing import list_all
     from launcher.profiles import runs_roots
-    from launcher.status import statuses
-    from launcher.store import all_runs
 
     wanted = state.upper() if state else None
     if wanted and wanted not in STATES:
         raise RequestError(f"no state named '{state}'{nearest(wanted, STATES)}", f"States: {', '.join(STATES)}")
-    found = [s for s in statuses(all_runs(runs_roots()), whatever=True) if wanted in (None, s.state)]
+    found = [s for s in list_all(runs_roots()) if wanted in (None, s.state)]
     if as_json:
-        console.data_json([s.as_json() for s in found])
+        console.data_json_list([s.as_json() for s in found])
     elif found:
         console.data(list_text(found))
     else:

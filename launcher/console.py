@@ -9,6 +9,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from launcher.plain_text import plain
@@ -51,8 +52,13 @@ def data_line(line: str) -> None:
 
 def data_json(value: Any) -> None:
     """Print one JSON value."""
-    text = json.dumps(_finite(value), indent=2, allow_nan=False)
-    _write(sys.stdout, text.replace("\x7f", "\\u007f"))
+    _write(sys.stdout, _json(value, 2))
+
+
+def data_json_list(values: Sequence[Any]) -> None:
+    """Print a JSON list with one value a line, as there may be thousands."""
+    lines = ",\n".join(_json(value) for value in values)
+    _write(sys.stdout, f"[\n{lines}\n]" if values else "[]")
 
 
 def say(text: str) -> None:
@@ -101,6 +107,14 @@ def _write(stream: Any, text: str) -> None:
         encoding = stream.encoding or "ascii"
         stream.write(line.encode(encoding, "replace").decode(encoding))
     stream.flush()
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    try:
+        text = json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(value), indent=indent, allow_nan=False)
+    return text.replace("\x7f", "\\u007f")
 
 
 def _finite(value: Any) -> Any:

@@ -30,7 +30,7 @@ _COUNT_UP_TO_BYTES = 1 << 28
 def columns(rows: Sequence[Sequence[str]]) -> str:
     """Lay rows out in columns, the first row as the head."""
     rows = [[one_line(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
     return "\n".join(lines)
 

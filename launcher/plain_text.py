@@ -25,7 +25,8 @@ def plain(text: str) -> str:
 
 def one_line(value: object) -> str:
     """Return a value from outside as part of a line: it cannot begin another one."""
-    return plain(" ".join(str(value).splitlines()))
+    text = str(value)
+    return text if text.isprintable() else plain(" ".join(text.splitlines()))
 
 
 def _instead(found: re.Match[str]) -> str:

@@ -17,6 +17,8 @@ from launcher.reading import read_object
 from launcher.run_folder import RunFolder, read_json, write_json
 from launcher.typed import fits
 
+_CLOCKS_S = 60.0
+"""By so much the clocks of a file server and of a submitter may differ."""
 _SUFFIX_LETTERS = "23456789abcdefghjkmnpqrstuvwxyz"
 
 
@@ -95,11 +97,12 @@ def all_runs(roots: Iterable[Path]) -> list[Run]:
 
     A root or a run that cannot be read hides no other.
     """
-    found = [run_at(root / name) for root in roots for name in _names_below(root)]
-    return sorted((run for run in found if run is not None), key=lambda run: (run.created, run.name))
+    found = [run_at(root / name) for root in roots for name in names_below(root)]
+    return sorted((run for run in found if run is not None), key=_by_age)
 
 
-def _names_below(root: Path) -> list[str]:
+def names_below(root: Path) -> list[str]:
+    """Names in a root, those of runs among them; a root that cannot be read is told and has none."""
     try:
         # What begins with a dot is a run that is being made, see submission.py.
         return [name for name in os.listdir(root) if not name.startswith(".")]
@@ -153,18 +156,53 @@ def find_run(roots: Sequence[Path], name: str | None) -> Run:
     if name is not None:
         _refuse_empty(name)
         for root in roots:
-            run = run_at(root / name) if _is_plain(name) else None
-            if run is not None:
-                return run
-    runs = all_runs(roots)
-    if not runs:
+            exact = run_at(root / name) if _is_plain(name) else None
+            if exact is not None:
+                return exact
+        matches = [run for root in roots for run in _beginning_with(root, name)]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise _several(name, matches)
+    recent = _recent_runs(roots, 5)
+    if not recent:
         raise RunNotFound("there are no runs yet", "Start one: llavajob submit quickstart --nodes 2 --follow")
     if name is None:
-        return runs[-1]
-    matches = [run for run in runs if run.name.startswith(name)]
-    if len(matches) == 1:
-        return matches[0]
-    raise _not_one(name, [run.name for run in matches], [run.name for run in runs])
+        return recent[-1]
+    raise _none(name, [run.name for run in recent], [known for root in roots for known in names_below(root)])
+
+
+def _beginning_with(root: Path, prefix: str) -> list[Run]:
+    """The runs of a root whose names begin so; no other is read."""
+    found = [run_at(root / name) for name in names_below(root) if name.startswith(prefix)]
+    return [run for run in found if run is not None]
+
+
+def _recent_runs(roots: Iterable[Path], count: int) -> list[Run]:
+    """The runs that were made last, oldest first; records that were written before them all are not read."""
+    written = [(_written(root / name), root / name) for root in roots for name in names_below(root)]
+    found: list[Run] = []
+    for moment, folder in sorted(written, reverse=True):
+        if len(found) >= count and moment < found[-count].created - _CLOCKS_S:
+            break
+        run = run_at(folder)
+        if run is not None:
+            found.append(run)
+            found.sort(key=_by_age)
+            found = found[-count:]
+    return found
+
+
+def _written(folder: Path) -> float:
+    """When a run's record was written: not before the run was made."""
+    try:
+        return os.stat(folder / "run.json").st_mtime
+    except OSError:
+        return 0.0
+
+
+def _by_age(run: Run) -> tuple[float, str]:
+    return run.created, run.name
 
 
 def _refuse_empty(name: str) -> None:
@@ -176,12 +214,14 @@ def _is_plain(name: str) -> bool:
     return not name.startswith(".") and os.sep not in name and "\0" not in name
 
 
-def _not_one(name: str, matches: list[str], known: list[str]) -> RunNotFound:
-    if matches:
-        shown = ", ".join(matches[-8:])
-        return RunNotFound(f"'{name}' fits {len(matches)} runs: {shown}", "Type more of the name.")
-    recent = ", ".join(reversed(known[-5:]))
-    return RunNotFound(f"no run named '{name}'{nearest(name, known)}", f"Latest runs: {recent}. All: llavajob list")
+def _several(name: str, matches: list[Run]) -> RunNotFound:
+    shown = ", ".join(run.name for run in sorted(matches, key=_by_age)[-8:])
+    return RunNotFound(f"'{name}' fits {len(matches)} runs: {shown}", "Type more of the name.")
+
+
+def _none(name: str, recent: list[str], known: list[str]) -> RunNotFound:
+    latest = ", ".join(reversed(recent))
+    return RunNotFound(f"no run named '{name}'{nearest(name, known)}", f"Latest runs: {latest}. All: llavajob list")
 
 
 def save(run: Run) -> None:

@@ -73,6 +73,7 @@ def root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder.chmod(0o755)
     monkeypatch.setenv("LLAVAJOB_RUNS", str(folder / "runs"))
     monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.chdir(folder)
     yield folder / "runs"
     shutil.rmtree(folder)

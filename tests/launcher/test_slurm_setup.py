@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from launcher.backends.slurm.files import slurm_folder
-from launcher.backends.slurm.setup_lines import DONE, MARK, render_setup, setup_lines
-from launcher.backends.slurm.setup_log import silent_module_error, why_setup_failed
+from launcher.backends.slurm.setup_lines import BEGIN, DONE, MARK, render_setup, setup_lines
+from launcher.backends.slurm.setup_log import read_log, silent_module_error, why_setup_failed
 from launcher.run_folder import RunFolder
 
 SITE = """\
@@ -130,27 +129,22 @@ def test_no_lines_nothing_in_the_script() -> None:
     assert render_setup({"modules": [], "setup": []}, "x") == []
 
 
-def why(folder: Path, lines: list[str], code: int, number: int, log: str) -> str:
-    run = RunFolder(folder)
-    slurm_folder(run).mkdir(exist_ok=True)
-    (slurm_folder(run) / "7_0_log.out").write_text(log)
-    return why_setup_failed(run, "7", setup_lines({"modules": [], "setup": lines}), code, number)
+def why(lines: list[str], code: int, number: int, log: str) -> str:
+    return why_setup_failed(log, setup_lines({"modules": [], "setup": lines}), code, number)
 
 
-def test_the_reason_has_the_line_and_its_own_words(tmp_path: Path) -> None:
+def test_the_reason_has_the_line_and_its_own_words() -> None:
     before = f"{MARK}1\nearlier attempt\n{DONE}\nsteps\n{MARK}1\nLoading gcc\n{MARK}2\n"
-    assert why(tmp_path, ["a", "false"], 1, 2, before) == "set-up line 'false' failed (exit code 1)"
+    assert why(["a", "false"], 1, 2, before) == "set-up line 'false' failed (exit code 1)"
     missing = "/var/spool/slurmd/job00007/slurm_script: line 36: module: command not found\n"
-    said = why(tmp_path, ["a", "module load cuda/99.9"], 127, 2, before + missing)
+    said = why(["a", "module load cuda/99.9"], 127, 2, before + missing)
     assert said.startswith("set-up line 'module load cuda/99.9' failed (exit code 127): module: command not found; ")
     assert "source it below slurm.setup" in said
     many = "".join(f"word {number}\n\n" for number in range(9)) + "\x1b]0;title\x07the \x1b[31mend\n"
-    assert why(tmp_path, ["b"], 2, 1, f"{MARK}1\n{many}") == (
-        "set-up line 'b' failed (exit code 2): word 7; word 8; the end"
-    )
-    assert why(tmp_path, ["exit 0"], 0, 1, "").startswith("set-up line 'exit 0' ended the batch script before")
-    odd = f"{MARK}1\nbash: eval: line 37: syntax error: unexpected end of file\n"
-    assert why(tmp_path, ["if"], 1, 0, odd) == (
+    assert why(["b"], 2, 1, f"{MARK}1\n{many}") == ("set-up line 'b' failed (exit code 2): word 7; word 8; the end")
+    assert why(["exit 0"], 0, 1, "").startswith("set-up line 'exit 0' ended the batch script before")
+    odd = f"{MARK}1\nan earlier start\n{BEGIN}\nbash: eval: line 37: syntax error: unexpected end of file\n"
+    assert why(["if"], 1, 0, odd) == (
         "the set-up lines are not what bash can run (exit code 1): syntax error: unexpected end of file"
     )
 
@@ -167,8 +161,8 @@ def test_old_modules_that_say_an_error_and_return_0_are_heard(tmp_path: Path, sa
     run = RunFolder(tmp_path)
     slurm_folder(run).mkdir()
     log = slurm_folder(run) / "7_1_0_log.out"
-    log.write_text(f"{MARK}1\n{said}{DONE}\nModuleCmd_Load.c(1):ERROR:1: of the run itself\n")
-    found: Any = silent_module_error(run, "7_1")
+    log.write_text(f"{BEGIN}\n{MARK}2\n{said}{DONE}\nModuleCmd_Load.c(1):ERROR:1: of the run itself\n")
+    found = silent_module_error(read_log(run, "7_1"))
     assert (error in found and found.startswith("a module could not be loaded: ")) if error else found == ""
-    log.write_text(f"{MARK}1\n{said}{DONE}\n{MARK}1\nfine now\n{DONE}\n")
-    assert silent_module_error(run, "7_1") == "", "an earlier start of the job is not this one"
+    log.write_text(f"{BEGIN}\n{MARK}2\n{said}{DONE}\n{BEGIN}\n{MARK}2\nfine now\n{DONE}\n")
+    assert silent_module_error(read_log(run, "7_1")) == "", "an earlier start of the job is not this one"

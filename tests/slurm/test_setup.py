@@ -84,6 +84,20 @@ def test_every_shard_says_why_its_set_up_failed(shell: Shell, pipeline: Write) -
     assert {step["name"]: step["state"] for step in ended["stages"]}["learn"] == "SUCCEEDED"
 
 
+def test_doctor_runs_the_lines_on_a_node(shell: Shell, own_place: Path) -> None:
+    (own_place / "site.sh").write_text(SITE)
+    lines = [f"source {own_place}/site.sh", "module load gcc/12"]
+    profile(shell, setup=lines, time="1h")
+    found = {one["what"]: one for one in shell("doctor", "--on", "site", "--json", check=None).json}
+    assert found["set-up"]["good"] is True
+    profile(shell, setup=[*lines, "module load cuda/99.9"], time="1h")
+    found = {one["what"]: one for one in shell("doctor", "--on", "site", "--json", check=1).json}
+    assert found["set-up"]["seen"].startswith("set-up line 'module load cuda/99.9' failed (exit code 1): Lmod has")
+    profile(shell, setup=["if true"], time="1h")
+    found = {one["what"]: one for one in shell("doctor", "--on", "site", "--json", check=1).json}
+    assert found["set-up"]["seen"].startswith("the set-up lines are not what bash can run (exit code 2): syntax error")
+
+
 def test_a_comment_reaches_slurm_as_it_was_written(shell: Shell, recipe: Write, bed: Cluster) -> None:
     comment = 'it\'s \\ \\\\ "two" # %j $(touch INJECTED) ü'
     profile(shell, comment=comment, extra={"hold": True, "overcommit": False, "nice": None})

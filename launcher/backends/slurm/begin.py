@@ -18,7 +18,7 @@ from launcher.backends.slurm.files import Job, load_jobs, slurm_folder
 from launcher.backends.slurm.identity import Owner
 from launcher.backends.slurm.settings import lead_s
 from launcher.backends.slurm.setup_lines import setup_lines
-from launcher.backends.slurm.setup_log import silent_module_error, why_setup_failed
+from launcher.backends.slurm.setup_log import read_log, silent_module_error, why_setup_failed
 from launcher.ending import Ending, next_attempt, weigh
 from launcher.errors import BackendError
 from launcher.exits import expect_exits
@@ -45,7 +45,7 @@ def begin(batch: Batch) -> str:
     who = batch.cancelled_by()
     if who is not None:
         return cancelled(batch, word, who)
-    module_error = silent_module_error(batch.folder, _log_name(batch)) if batch.plan.settings["modules"] else ""
+    module_error = silent_module_error(_log(batch)) if batch.plan.settings["modules"] else ""
     if module_error:
         return failed(batch, _word_of(batch, job_id), module_error, 1)
     if word.state in (RUNNING, REQUEUED) and word.job_id == job_id:
@@ -87,14 +87,11 @@ def setup_failed(batch: Batch, code: int, line: int) -> str:
     if who is not None:
         return cancelled(batch, word, who)
     lines = setup_lines(batch.plan.settings)
-    return failed(batch, word, why_setup_failed(batch.folder, _log_name(batch), lines, code, line), code or 1)
+    return failed(batch, word, why_setup_failed(_log(batch), lines, code, line), code or 1)
 
 
-def _log_name(batch: Batch) -> str:
-    """What this job's log is named by; array variables count in arrays only, because others inherit them."""
-    if batch.member is None:
-        return os.environ["SLURM_JOB_ID"]
-    return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{batch.member}"
+def _log(batch: Batch) -> str:
+    return read_log(batch.folder, own_id(batch))
 
 
 def _word_of(batch: Batch, job_id: str) -> Word:

@@ -23,6 +23,8 @@ from launcher.backends.slurm.settings import (
     parse_time_s,
     slurm_time,
 )
+from launcher.backends.slurm.setup_lines import BEGIN, render_setup, setup_lines
+from launcher.backends.slurm.setup_log import silent_module_error, why_setup_failed
 from launcher.doctor import Finding
 from launcher.errors import BackendError, nearest
 from launcher.file_modes import make_root
@@ -202,6 +204,31 @@ def _node(profile: Profile) -> Iterator[Finding]:
         yield Finding("packages", "all there on the node")
     if report["gpus"]:
         yield Finding("GPU", report["gpus"][0])
+    if setup_lines(profile.settings):
+        yield _set_up(profile)
+
+
+def _set_up(profile: Profile) -> Finding:
+    """Run the set-up lines on a node, as a job's batch script does before anything else."""
+    place = profile.settings
+    # With an exit code and a line's number behind it, it makes the script say them and end.
+    failed = "printf 'echo FAILED %s %s; exit 1'"
+    script = "\n".join([*render_setup(place, failed), "echo FINE"])
+    try:
+        done = _run_task(place, [], ["bash", "-c", script])
+    except BackendError as error:
+        return Finding("set-up", error.message, None, error.hint)
+    said = [line.split() for line in done.stdout.splitlines()]
+    if ["FINE"] in said:
+        silent = silent_module_error(done.stderr)
+        return Finding("set-up", silent or "modules and set-up lines ran on the node", not silent)
+    if BEGIN not in done.stderr:
+        return Finding("set-up", f"a task on a node failed: {plain_words(done.stderr)}", None, "Try again.")
+    log = "\n".join(line for line in done.stderr.splitlines() if not line.startswith("srun: "))
+    failures = [words for words in said if words[:1] == ["FAILED"] and len(words) == 3]
+    code, number = (int(failures[0][1]), int(failures[0][2])) if failures else (done.returncode, 0)
+    cure = "Mend slurm.modules or slurm.setup; a line that may fail takes '|| true' at its end."
+    return Finding("set-up", why_setup_failed(log, setup_lines(place), code, number), False, cure)
 
 
 _LOOK = """
@@ -218,21 +245,37 @@ print("LOOKED" + json.dumps(dict(host=host, python=platform.python_version(), ma
 """
 
 
-def _ask_node(profile: Profile, marker: Path) -> dict[str, Any]:
-    place = profile.settings
+def _run_task(place: dict[str, Any], arguments: list[str], task: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run one task on a node with as little as possible of what the profile asks for.
+
+    Args:
+        place: what the profile says to Slurm, complete.
+        arguments: more for srun.
+        task: the command.
+
+    Raises:
+        BackendError: it does not come back.
+    """
     options = [f"--{name}={place[name]}" for name in ("partition", "account", "qos", "constraint", "reservation")
                if place[name]]  # fmt: skip
-    options += ["--gpus=1"] if gpus_per_node(place) else []
     command = [
         "srun", "--nodes=1", "--ntasks=1", "--time=2", f"--immediate={_NODE_WAIT_S}", "--job-name=llavajob-doctor",
-        *options, *shlex.split(place["container"]), profile.python, "-c", _LOOK, str(marker), *_PACKAGES,
+        *options, *arguments, *task,
     ]  # fmt: skip
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_NODE_WAIT_S + 60, check=False, env=job_environment(),
+        return subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_NODE_WAIT_S + 60, check=False,
+            env=job_environment(), stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise BackendError("a task on a node did not come back", "Look at the nodes: sinfo -R") from None
+
+
+def _ask_node(profile: Profile, marker: Path) -> dict[str, Any]:
+    place = profile.settings
+    gpus = ["--gpus=1"] if gpus_per_node(place) else []
+    task = [profile.python, "-c", _LOOK, str(marker), *_PACKAGES]
+    done = _run_task(place, [*gpus, *shlex.split(place["container"])], task)
     line = next((line[6:] for line in done.stdout.splitlines() if line.startswith("LOOKED")), None)
     if line is not None:
         return dict(json.loads(line))

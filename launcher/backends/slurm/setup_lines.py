@@ -13,6 +13,7 @@ from typing import Any
 
 MARK = "llavajob: set-up line "
 """Before each line's number in Slurm's log of the job."""
+BEGIN = "llavajob: set-up begins"
 DONE = "llavajob: set-up done"
 _END = "LLAVAJOB_SETUP"
 # A batch script is not run by a login shell, which would have read one of these.
@@ -49,16 +50,16 @@ def render_setup(place: dict[str, Any], failed: str) -> list[str]:
         f"IFS= read -rd '' llavajob_setup <<'{end}'",
         *lines,
         end,
-        *_functions(failed),
+        *_functions(failed, len(lines)),
         "[[ $llavajob_setup ]] || llavajob_setup_failed 1 0  # no room for a temporary file",
-        "exec {llavajob_log}>&2",
-        "trap 'llavajob_before_line $((LINENO - llavajob_base))' DEBUG",
+        f'exec {{llavajob_log}}>&2; echo "{BEGIN}" >&2; llavajob_depth=${{#BASH_SOURCE[@]}}',
         "trap 'llavajob_after_error $? $((LINENO - llavajob_base)) ${#BASH_SOURCE[@]}' ERR",
         "trap 'llavajob_before_exit $?' EXIT",
         "trap 'llavajob_ended=1; exit 143' TERM",
         "set -o pipefail",
         # The colon: a last line such as [ -f FILE ] && source FILE may be false. In one line, for the line numbers.
-        "llavajob_base=$LINENO; eval $'\\n'\"$llavajob_setup\"$'\\n\\n:'; trap - DEBUG ERR",
+        "llavajob_base=$LINENO; trap 'llavajob_before_line $((LINENO - llavajob_base))' DEBUG; "
+        "eval $'\\n'\"$llavajob_setup\"$'\\n\\n:'; trap - DEBUG ERR",
         # A set -e of the site's would end the script before it can say how srun ended.
         "set +eu +o pipefail",
         "[[ $(trap -p EXIT) != *llavajob_before_exit* ]] || trap - EXIT",
@@ -75,7 +76,7 @@ def _find_module_command() -> list[str]:
     ]
 
 
-def _functions(failed: str) -> list[str]:
+def _functions(failed: str, count: int) -> list[str]:
     return [
         "llavajob_setup_failed() {  # EXIT_CODE LINE",
         "  trap - DEBUG ERR EXIT TERM; set +eu",
@@ -83,13 +84,13 @@ def _functions(failed: str) -> list[str]:
         '  echo "llavajob: the set-up failed (exit code $1), and that could not be written down" >&2; exit 1',
         "}",
         "llavajob_before_line() {  # LINE",
-        '  if (( $1 > 0 )) && [[ $1 != "${llavajob_line-}" ]]; then',
+        f'  if (( $1 > 0 && $1 <= {count} )) && [[ $1 != "${{llavajob_line-}}" ]]; then',
         f'    llavajob_line=$1; echo "{MARK}$1" >&"$llavajob_log"',
         "  fi",
         "}",
         "llavajob_after_error() {  # EXIT_CODE LINE DEPTH",
         "  # Not in sourced files and subshells, and not for a pipeline whose end did not want all of its input (141).",
-        '  (( $3 > 1 || BASH_SUBSHELL || $1 == 141 )) || llavajob_setup_failed "$1" "$2"',
+        '  (( $3 > llavajob_depth || BASH_SUBSHELL || $1 == 141 )) || llavajob_setup_failed "$1" "$2"',
         "}",
         "llavajob_before_exit() {  # EXIT_CODE",
         '  [[ ${llavajob_ended-} ]] || llavajob_setup_failed "$1" "${llavajob_line-0}"',

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from launcher.backends.slurm.files import slurm_folder
-from launcher.backends.slurm.setup_lines import DONE, MARK
+from launcher.backends.slurm.setup_lines import BEGIN, DONE, MARK
 from launcher.failure import decode_exit
 from launcher.logs.clean import clean
 from launcher.run_folder import RunFolder
@@ -19,17 +19,16 @@ _SHELL_PREFIX = re.compile(r"^\S*(?:slurm_script|bash): (?:eval: )?(?:line [0-9]
 _MODULE_ERROR = re.compile(r"ModuleCmd_\w+\.c\([0-9]+\):ERROR:[0-9]+: *(.*)")
 
 
-def why_setup_failed(run: RunFolder, job: str, lines: Sequence[str], code: int, number: int) -> str:
+def why_setup_failed(log: str, lines: Sequence[str], code: int, number: int) -> str:
     """Say which set-up line failed, and with which words.
 
     Args:
-        run: the run's folder.
-        job: how Slurm names the job, or the member of an array.
+        log: what the script printed.
         lines: the set-up lines.
         code: exit code of the line.
         number: of the line, from 1; 0 where the shell could not read the lines at all.
     """
-    words = _words_after_mark(_log(run, job))
+    words = _words_after_mark(log)
     if not 0 < number <= len(lines):
         what = f"the set-up lines are not what bash can run (exit code {code})"
     elif code == 0:
@@ -43,15 +42,20 @@ def why_setup_failed(run: RunFolder, job: str, lines: Sequence[str], code: int, 
     return f"{what}: {words}" if words else what
 
 
-def silent_module_error(run: RunFolder, job: str) -> str:
+def silent_module_error(log: str) -> str:
     """An error that ``module`` printed though it returned 0; empty: none."""
-    text = _log(run, job).rpartition(DONE)[0]
-    text = text[text.rfind(f"{MARK}1\n") :]
-    found = _MODULE_ERROR.search(text)
+    text = log.rpartition(DONE)[0]
+    found = _MODULE_ERROR.search(text.rpartition(BEGIN)[2])
     return f"a module could not be loaded: {clean(found[1])}" if found else ""
 
 
-def _log(run: RunFolder, job: str) -> str:
+def read_log(run: RunFolder, job: str) -> str:
+    """The end of what a job's batch script printed.
+
+    Args:
+        run: the run's folder.
+        job: how Slurm names the job, or the member of an array.
+    """
     try:
         with (slurm_folder(run) / f"{job}_0_log.out").open("rb") as file:
             file.seek(0, 2)
@@ -62,9 +66,8 @@ def _log(run: RunFolder, job: str) -> str:
 
 
 def _words_after_mark(text: str) -> str:
-    _, mark, rest = text.rpartition(MARK)
-    if not mark:
-        return ""
+    # Without a mark since the last start the shell could not read the lines: what it said of that follows the start.
+    rest = text.rpartition(BEGIN)[2].rpartition(MARK)[2]
     lines = [_SHELL_PREFIX.sub("", clean(line)).strip() for line in rest.splitlines()[1:]]
     return _short("; ".join(dict.fromkeys([line for line in lines if line][-_LAST_LINES:])), _LONGEST)
 

@@ -47,25 +47,24 @@ llavajob_setup_failed() {  # EXIT_CODE LINE
   echo "llavajob: the set-up failed (exit code $1), and that could not be written down" >&2; exit 1
 }
 llavajob_before_line() {  # LINE
-  if (( $1 > 0 )) && [[ $1 != "${llavajob_line-}" ]]; then
+  if (( $1 > 0 && $1 <= 4 )) && [[ $1 != "${llavajob_line-}" ]]; then
     llavajob_line=$1; echo "llavajob: set-up line $1" >&"$llavajob_log"
   fi
 }
 llavajob_after_error() {  # EXIT_CODE LINE DEPTH
   # Not in sourced files and subshells, and not for a pipeline whose end did not want all of its input (141).
-  (( $3 > 1 || BASH_SUBSHELL || $1 == 141 )) || llavajob_setup_failed "$1" "$2"
+  (( $3 > llavajob_depth || BASH_SUBSHELL || $1 == 141 )) || llavajob_setup_failed "$1" "$2"
 }
 llavajob_before_exit() {  # EXIT_CODE
   [[ ${llavajob_ended-} ]] || llavajob_setup_failed "$1" "${llavajob_line-0}"
 }
 [[ $llavajob_setup ]] || llavajob_setup_failed 1 0  # no room for a temporary file
-exec {llavajob_log}>&2
-trap 'llavajob_before_line $((LINENO - llavajob_base))' DEBUG
+exec {llavajob_log}>&2; echo "llavajob: set-up begins" >&2; llavajob_depth=${#BASH_SOURCE[@]}
 trap 'llavajob_after_error $? $((LINENO - llavajob_base)) ${#BASH_SOURCE[@]}' ERR
 trap 'llavajob_before_exit $?' EXIT
 trap 'llavajob_ended=1; exit 143' TERM
 set -o pipefail
-llavajob_base=$LINENO; eval $'\n'"$llavajob_setup"$'\n\n:'; trap - DEBUG ERR
+llavajob_base=$LINENO; trap 'llavajob_before_line $((LINENO - llavajob_base))' DEBUG; eval $'\n'"$llavajob_setup"$'\n\n:'; trap - DEBUG ERR
 set +eu +o pipefail
 [[ $(trap -p EXIT) != *llavajob_before_exit* ]] || trap - EXIT
 [[ $(trap -p TERM) != *llavajob_ended* ]] || trap - TERM

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -67,7 +68,9 @@ def compile_grep(pattern: str) -> re.Pattern[str]:
         ValueError: with the place of the mistake.
     """
     try:
-        return re.compile(pattern)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # how a later Python may read it is nothing to the person who asks
+            return re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         place = getattr(error, "pos", None)
         where = "" if place is None else f" at position {place}"

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from launcher.errors import RequestError
+from launcher.file_modes import file_mode, open_to_group
 from launcher.run_folder import read_json
 
 ID_FILE = "run_id"
@@ -102,8 +103,10 @@ def _write_once(path: Path, text: str) -> None:
 
 
 def _create(path: Path, text: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    mode = file_mode(path.parent) & 0o644
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
+        open_to_group(descriptor, path.parent)
         os.write(descriptor, f"{text}\n".encode())
         os.fsync(descriptor)
     finally:

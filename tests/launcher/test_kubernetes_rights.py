@@ -31,15 +31,17 @@ def server(shell: Shell, own_place: Path, monkeypatch: pytest.MonkeyPatch) -> It
         yield found
 
 
-def pending_pod(run: str) -> dict[str, Any]:
+def pending_pod(run: str, server: ApiServer | None = None) -> dict[str, Any]:
     labels = {"llavajob/run": run, "llavajob/step": "train"}
+    if server is not None:
+        labels = {**server.objects["pytorchjobs"][run]["metadata"]["labels"]}
     return {"kind": "Pod", "metadata": {"name": f"{run}-master-0", "labels": labels}, "status": {"phase": "Pending"}}
 
 
 def test_without_events_a_run_is_sent_shown_and_cancelled(shell: Shell, recipe: Write, server: ApiServer) -> None:
     server.forbidden = {("list", "events")}
     shell("submit", recipe(), "--on", "site", "--name", "night")
-    server.put("pods", pending_pod("night"))
+    server.put("pods", pending_pod("night", server))
     told = shell("status", "night")
     assert told.out.startswith("night  PENDING") and told.err.count(NOTE) == 1
     assert shell("list", "--json").json[0]["state"] == "PENDING"
@@ -55,7 +57,7 @@ def test_without_logs_and_events_a_run_that_runs_is_shown_and_cancelled(
     shell("submit", recipe(), "--on", "site", "--name", "night")
     server.forbidden = {("list", "events"), ("get", "pods"), ("delete", "pods")}
     running = {"name": "pytorch", "containerID": "c://1", "state": {"running": {"startedAt": "2026-11-23T20:00:00Z"}}}
-    pod = pending_pod("night")
+    pod = pending_pod("night", server)
     server.put("pods", {**pod, "status": {"phase": "Running", "containerStatuses": [running]}})
     assert shell("status", "night").out.startswith("night  PENDING")
     assert "no right to get pods" in shell("logs", "night", check=None).err

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import threading
 from pathlib import Path
 from typing import Any
@@ -72,3 +74,16 @@ def test_of_many_that_claim_a_folder_at_once_one_gets_it(
             thread.join()
         assert won and set(won) == {(folder / "run_id").read_text().strip()} and len(won) == 2
         assert [path.name for path in folder.iterdir()] == ["run_id"]
+
+
+@pytest.mark.parametrize(("folder", "file"), [(0o700, 0o600), (0o755, 0o644), (0o2770, 0o660)])
+def test_who_may_look_into_the_folder_may_read_whose_it_is(own_place: Path, folder: int, file: int) -> None:
+    root = own_place / "tour"
+    root.mkdir()
+    root.chmod(folder)
+    before = os.umask(0o077 if folder == 0o2770 else 0o022)
+    try:
+        claim_folder(root, "aaaa")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((root / "run_id").stat().st_mode) == file

@@ -32,7 +32,8 @@ def hasten(client: Client, objects: list[Object]) -> list[Object]:
         if meta.get("deletionTimestamp") and slow and not has_started(pod):
             # Where we have no right to it, or it is gone by now, it ends in its own time.
             with suppress(BackendError):
-                client.delete("Pod", str(meta["name"]), foreground=False, grace_s=_GRACE_S)
+                uid = str(meta.get("uid") or "")
+                client.delete("Pod", str(meta["name"]), foreground=False, grace_s=_GRACE_S, uid=uid)
     return objects
 
 

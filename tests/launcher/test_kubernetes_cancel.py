@@ -71,6 +71,7 @@ def test_cancel_ends_pods_in_their_init_container_at_once(shell: Shell, recipe: 
         url.rpartition("/")[2]: body for method, url, body in server.asked if method == "DELETE" and "/pods/" in url
     }
     assert {name: body["gracePeriodSeconds"] for name, body in deletions.items()} == {"night-worker-0": 1}
+    assert deletions["night-worker-0"]["preconditions"] == {"uid": "night-worker-0"}, "no other pod of that name"
     assert shell.status("night")["state"] == "CANCELLED"
 
 

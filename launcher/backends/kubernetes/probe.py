@@ -22,6 +22,7 @@ from launcher.backends.kubernetes.waiting import QUEUED, TROUBLE, why_pod_waits
 from launcher.backends.kubernetes.words import why_ended
 from launcher.doctor import Finding
 from launcher.errors import BackendError
+from launcher.file_modes import make_root, restrict_run_folder
 from launcher.patience import insist
 from launcher.plan import Plan, Step
 from launcher.profiles import Profile
@@ -135,8 +136,10 @@ def _trial_folder(profile: Profile) -> str:
         return ""
     name = f".doctor-{secrets.token_hex(4)}"
     try:
-        profile.runs.mkdir(parents=True, exist_ok=True)
+        make_root(profile.runs)
         (profile.runs / name).mkdir()
+        if profile.private_runs:
+            restrict_run_folder(profile.runs / name)
         share_folder(profile.runs / name, profile.settings)
     except OSError:
         return ""

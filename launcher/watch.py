@@ -54,7 +54,8 @@ def show_logs(run: Run, choice: LogChoice, stay: bool) -> int:
         )  # fmt: skip
     except ValueError as error:
         raise RequestError(str(error)) from None
-    if not stay:
+    # Nobody can tell when a run ends that cannot be understood.
+    if run.odd or not stay:
         for trouble in _fetch_logs(run):
             console.say(trouble)
         printed = _print(read(run.folder.root, chosen, colour=console.wants_colour(sys.stdout)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -120,6 +121,7 @@ def test_whatever_stands_in_the_place_of_a_file_hides_no_other_run(root: Path, c
         if file in LOGS:
             assert call("logs", name).code == 0
         if file == "run.json":
+            assert call("logs", name, "--follow").code == 0
             assert call("cancel", name).code in (1, 2)
             assert call("resume", name).code in (1, 2)
 
@@ -243,6 +245,31 @@ def test_a_root_that_may_not_be_read_is_told(root: Path, call: Call, as_somebody
     listed = call("list")
     assert listed.code == 0
     assert f"The runs in {root} are left out" in listed.err
+
+
+@pytest.mark.parametrize("backend", ["slurm", "kubernetes"])
+def test_an_end_that_cannot_be_written_down_is_shown(
+    root: Path, call: Call, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full when the end is seen for the first time."""
+    from launcher import run_folder
+    from launcher.backends.base import BackendState
+    from launcher.backends.kubernetes import backend as on_kubernetes
+    from launcher.backends.kubernetes.files import load_sent
+    from launcher.backends.slurm import backend as on_slurm
+    from launcher.backends.slurm.files import load_jobs
+
+    folder = run_folder.RunFolder(make_run(root, "ended", backend))
+
+    def no_room(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(run_folder, "write_aside", no_room)
+    state = BackendState("FAILED", "seen")
+    if backend == "slurm":
+        assert on_slurm._remembered(folder, load_jobs(folder), state) == state
+    else:
+        assert on_kubernetes._remembered(folder, load_sent(folder), state) == state
 
 
 def test_looking_writes_nothing(root: Path, call: Call, as_somebody: Callable[[], None]) -> None:

@@ -150,19 +150,28 @@ def test_the_reason_has_the_line_and_its_own_words() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "error"),
+    ("line", "said", "error"),
     [
-        ("ModuleCmd_Load.c(213):ERROR:105: Unable to locate a modulefile for 'cuda/99.9'\n", "cuda/99.9"),
-        ("ModuleCmd_Switch.c(172):ERROR:152: Module 'a' is currently not loaded\n", "not loaded"),
-        ("Loading cuda/12\n", ""),
+        (2, "ModuleCmd_Load.c(213):ERROR:105: Unable to locate a modulefile for 'cuda/99.9'\n", "cuda/99.9"),
+        (9, "ModuleCmd_Load.c(213):ERROR:105: Unable to locate a modulefile for 'cuda/99.9'\n", "cuda/99.9"),
+        (2, "ModuleCmd_Switch.c(172):ERROR:152: Module 'a' is currently not loaded\n", "not loaded"),
+        (2, "ERROR: Unable to locate a modulefile for 'cuda/99.9'\n", "cuda/99.9"),
+        (2, "Lmod has detected the following error: unknown: cuda/99.9\n", "cuda/99.9"),
+        (
+            9,
+            "ERROR: Unable to locate a modulefile for 'cuda/99.9'\n",
+            "",
+        ),  # below setup it may be meant
+        (2, "Loading cuda/12\n", ""),
     ],
 )
-def test_old_modules_that_say_an_error_and_return_0_are_heard(tmp_path: Path, said: str, error: str) -> None:
+def test_modules_that_say_an_error_and_return_0_are_heard(tmp_path: Path, line: int, said: str, error: str) -> None:
     run = RunFolder(tmp_path)
     slurm_folder(run).mkdir()
     log = slurm_folder(run) / "7_1_0_log.out"
-    log.write_text(f"{BEGIN}\n{MARK}2\n{said}{DONE}\nModuleCmd_Load.c(1):ERROR:1: of the run itself\n")
-    found = silent_module_error(read_log(run, "7_1"))
+    start = f"{BEGIN}\n{MARK}{line}\n"
+    log.write_text(f"{start}{said}{DONE}\nModuleCmd_Load.c(1):ERROR:1: of the run itself\n")
+    found = silent_module_error(read_log(run, "7_1"), 3)
     assert (error in found and found.startswith("a module could not be loaded: ")) if error else found == ""
-    log.write_text(f"{BEGIN}\n{MARK}2\n{said}{DONE}\n{BEGIN}\n{MARK}2\nfine now\n{DONE}\n")
-    assert silent_module_error(read_log(run, "7_1")) == "", "an earlier start of the job is not this one"
+    log.write_text(f"{start}{said}{DONE}\n{start}fine now\n{DONE}\n")
+    assert silent_module_error(read_log(run, "7_1"), 3) == "", "an earlier start of the job is not this one"

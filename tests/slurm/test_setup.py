@@ -43,6 +43,15 @@ def profile(shell: Shell, **place: Any) -> None:
             "set-up line 'module load cuda/99.9' failed (exit code 1): "
             'Lmod has detected the following error: These module(s) are unknown: "cuda/99.9"',
         ),
+        (
+            {
+                "setup": [
+                    "module() { echo \"ModuleCmd_Load.c(213):ERROR:105: no modulefile '$2'\" >&2; }",
+                    "module load x",
+                ]
+            },
+            "a module could not be loaded: no modulefile 'x'",
+        ),
         ({"setup": ["true", "echo bye >&2; exit 0"]}, "set-up line 'echo bye >&2; exit 0' ended the batch script"),
         ({"setup": ["if true; then"]}, "the set-up lines are not what bash can run (exit code 2): syntax error"),
     ],

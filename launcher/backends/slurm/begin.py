@@ -45,9 +45,10 @@ def begin(batch: Batch) -> str:
     who = batch.cancelled_by()
     if who is not None:
         return cancelled(batch, word, who)
-    module_error = silent_module_error(_log(batch)) if batch.plan.settings["modules"] else ""
-    if module_error:
-        return failed(batch, _word_of(batch, job_id), module_error, 1)
+    if setup_lines(batch.plan.settings):
+        error = silent_module_error(_log(batch), len(batch.plan.settings["modules"]))
+        if error:
+            return failed(batch, _word_of(batch, job_id), error, 1)
     if word.state in (RUNNING, REQUEUED) and word.job_id == job_id:
         over = _account_for_loss(batch, word)
         if over:

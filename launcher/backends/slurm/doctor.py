@@ -220,7 +220,7 @@ def _set_up(profile: Profile) -> Finding:
         return Finding("set-up", error.message, None, error.hint)
     said = [line.split() for line in done.stdout.splitlines()]
     if ["FINE"] in said:
-        silent = silent_module_error(done.stderr)
+        silent = silent_module_error(done.stderr, len(place["modules"]))
         return Finding("set-up", silent or "modules and set-up lines ran on the node", not silent)
     if BEGIN not in done.stderr:
         return Finding("set-up", f"a task on a node failed: {plain_words(done.stderr)}", None, "Try again.")

@@ -15,8 +15,10 @@ _MOST_BYTES = 256 * 1024
 _LAST_LINES = 3
 _LONGEST = 500
 _SHELL_PREFIX = re.compile(r"^\S*(?:slurm_script|bash): (?:eval: )?(?:line [0-9]+: )?")
-# Environment Modules 3 say so and return 0.
+# Environment Modules 3 say so and return 0, wherever they are called.
 _MODULE_ERROR = re.compile(r"ModuleCmd_\w+\.c\([0-9]+\):ERROR:[0-9]+: *(.*)")
+# Others return 1; a site's wrapper around them may not. Below setup a line may go on after such words on purpose.
+_LOAD_ERROR = re.compile(r"((?:ERROR:[0-9 ]*)?Unable to locate a modulefile.*|Lmod has detected the following error.*)")
 
 
 def why_setup_failed(log: str, lines: Sequence[str], code: int, number: int) -> str:
@@ -42,11 +44,20 @@ def why_setup_failed(log: str, lines: Sequence[str], code: int, number: int) -> 
     return f"{what}: {words}" if words else what
 
 
-def silent_module_error(log: str) -> str:
-    """An error that ``module`` printed though it returned 0; empty: none."""
-    text = log.rpartition(DONE)[0]
-    found = _MODULE_ERROR.search(text.rpartition(BEGIN)[2])
-    return f"a module could not be loaded: {clean(found[1])}" if found else ""
+def silent_module_error(log: str, modules: int) -> str:
+    """An error that ``module`` printed though it returned 0; empty: none.
+
+    Args:
+        log: what the script printed.
+        modules: how many of the set-up lines load one of the profile's modules; they are the first.
+    """
+    text = log.rpartition(DONE)[0].rpartition(BEGIN)[2]
+    found = _MODULE_ERROR.search(text)
+    for part in text.split(MARK)[1:]:
+        number, _, said = part.partition("\n")
+        if number.isdigit() and int(number) <= modules and not found:
+            found = _LOAD_ERROR.search(said)
+    return f"a module could not be loaded: {_short(found[1], _LONGEST)}" if found else ""
 
 
 def read_log(run: RunFolder, job: str) -> str:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from llava.errors import ConfigError
+from llava.yaml_file import read_file, read_values
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -328,12 +328,7 @@ def load(path: str | Path) -> TrainJob | ConvertJob | EvalJob | ToyJob:
     Raises:
         ConfigError: the file is missing, not YAML, or not a config.
     """
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"config file not found: {path}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from None
+    values = read_values(read_file(path), str(path))
     return parse(values, str(path))
 
 

@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-
 from llava.config import EvalJob, Template, TrainJob, parse
 from llava.errors import ConfigError
+from llava.yaml_file import read_file, read_values
 
 _HOW = (
     "Give a recipe, a run's folder, a config.yaml, an MMBench .tsv, a folder of RefCOCO .json files, "
@@ -78,15 +77,15 @@ def find(target: str, options: Sequence[str] = (), images: str | None = None) ->
     Raises:
         ConfigError: it means nothing, or nothing in it reads data.
     """
-    path = Path(target).expanduser()
+    path = Path(os.path.expanduser(target))
     if target == "-":
         sources = _in_text(sys.stdin.read(), "standard input")
     elif path.suffix == ".tsv" or (path.is_dir() and any(path.rglob("*refcoco*.json"))):
         sources = [Benchmark(path.stem or str(path), path)]
     elif path.is_dir() and (configs := _configs(path)):
-        sources = [source for at in configs for source in _in_text(at.read_text(encoding="utf-8"), str(at))]
+        sources = [source for at in configs for source in _in_text(read_file(at), str(at))]
     elif path.is_file():
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path)
         sources = _in_text(_render(target, options) if _is_recipe(text) else text, str(path))
     else:
         sources = _in_text(_render(target, options), f"recipe {target}")
@@ -104,8 +103,8 @@ def _configs(folder: Path) -> list[Path]:
 def _in_text(text: str, where: str) -> list[Source]:
     """Of one config, or of every config in a rendered plan."""
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError:
+        values = read_values(text, where)
+    except ConfigError:
         values = None
     if not isinstance(values, dict):
         raise ConfigError(f"{where} holds no config", "llavajob render RECIPE --on local | llava data check -")
@@ -136,8 +135,8 @@ def _of_config(values: Any, where: str) -> Iterator[Source]:
 def _is_recipe(text: str) -> bool:
     """A recipe lacks what resolving it adds: the run's folder in each config."""
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError:
+        values = read_values(text, "the file")
+    except ConfigError:
         return False
     return isinstance(values, dict) and "run_dir" not in values and "configs" not in values
 

@@ -23,6 +23,8 @@ from typing import Any
 import yaml
 
 LONGEST_S = 5.0
+STUB_PYTHON = "it's a $PYTHON/python"
+"""Where scripts find their Python, below the folder of all cases."""
 PLANTED = ("$(touch hacked)", "`touch hacked`", "'; touch hacked #", '"; touch hacked #', "x\ntouch hacked #", "$HOME")
 _ODD_TEXT = (
     "", " ", "~", "~nosuch/x", "/", ".", "..", "a\tb", "a\nb", "a\rb", "-x",
@@ -279,6 +281,8 @@ def _work(given: tuple[int, list[int], str]) -> list[dict[str, Any]]:
     os.chdir(folder)
     os.environ.update(HOME=str(home), LLAVAJOB_RUNS=str(folder / "runs"))
     signal.signal(signal.SIGPROF, _stop)
+    # Scripts that are executed start this in place of Python; its path is one more text to quote.
+    sys.executable = str(Path(place) / STUB_PYTHON)
     sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     found = []
     for number in numbers:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.launcher.fuzz import Case, Result, make_case, run_all
+from tests.launcher.fuzz import STUB_PYTHON, Case, Result, make_case, run_all
 
 CASES = int(os.environ.get("LLAVAJOB_FUZZ_CASES", "1500"))
 SEED = int(os.environ.get("LLAVAJOB_FUZZ_SEED", "1"))
@@ -19,8 +22,13 @@ Results = list[tuple[Case, Result]]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return list(run_all(CASES, SEED, tmp_path_factory.mktemp("fuzz")))
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fuzz")
+
+
+@pytest.fixture(scope="module")
+def results(place: Path) -> Results:
+    return list(run_all(CASES, SEED, place))
 
 
 def _rendered(results: Results, backend: str) -> list[tuple[Case, str]]:
@@ -70,6 +78,58 @@ def test_objects_of_kubernetes_are_yaml_of_the_right_kinds(results: Results) -> 
         json.dumps(documents)
         checked += 1
     assert checked
+
+
+def test_scripts_of_slurm_execute_nothing_that_a_value_says(results: Results, place: Path) -> None:
+    stubs = _stubs(place)
+    checked, wrong = 0, []
+    for case, text in _rendered(results, "slurm"):
+        if "setup" in case.profiles or any("setup" in given for given in case.sets):
+            continue  # lines of shell are what setup is for
+        for script in _scripts(text):
+            checked += 1
+            trouble = _trouble(script, place / f"{checked}", stubs)
+            if trouble:
+                wrong.append((trouble, case))
+    assert not wrong, f"{len(wrong)} of {checked} scripts, the first: {wrong[0]}"
+    assert checked > CASES // 20
+
+
+def _stubs(place: Path) -> Path:
+    """Commands that a batch script calls: they do nothing, and one turn of the loop of attempts is the last."""
+    folder = place / "stubs"
+    python = place / STUB_PYTHON
+    lines = {
+        folder / "srun": "exit 0",
+        folder / "module": "exit 0",
+        python: 'case "$3" in begin) echo ":";; settle) echo "exit 0";; esac',
+    }
+    for path, line in lines.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{line}\n")
+        path.chmod(0o755)
+    return folder
+
+
+def _scripts(text: str) -> list[str]:
+    """A rendered text's scripts: a pipeline's stand one after the other, each below a line that counts them."""
+    parts = re.split(r"^## [0-9]+ of [0-9]+: .*\n", text, flags=re.MULTILINE)
+    return [part for part in parts if part.strip()]
+
+
+def _trouble(script: str, folder: Path, stubs: Path) -> str:
+    """Say what a script does that it must not, when bash reads it and when it runs in an empty folder."""
+    folder.mkdir()
+    read = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, timeout=60)
+    if read.returncode or read.stderr:
+        return f"bash -n: {read.stderr}"
+    environment = {"PATH": f"{stubs}:/usr/bin:/bin", "HOME": str(folder), "SLURM_JOB_ID": "1"}
+    try:
+        subprocess.run(["bash"], input=script, cwd=folder, env=environment, capture_output=True, text=True, timeout=5)
+    except subprocess.TimeoutExpired:
+        return "it does not end within 5 s"
+    left = [path.name for path in folder.rglob("*")]
+    return f"it made {left}" if left else ""
 
 
 def _environment(case: Case) -> dict[str, str]:

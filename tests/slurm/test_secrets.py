@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,9 @@ def test_secrets_reach_the_processes_alone_and_outlive_a_requeue(
     (shell.folder / "llavajob.yaml").write_text(yaml.safe_dump(values))
     ask = ("submit", recipe(), "--on", "site", "--name", "kept")
     assert "the secret HF_TOKEN is missing" in shell(*ask, check=2).err
+    before = os.umask(0o022)
     shell(*ask, MY_TOKEN=VALUE, STANDIN_STEPS="100000")
+    os.umask(before)
     job = number(shell, "kept")
     shell.wait_step("kept", 3)
     for options in (("show", "job", "-dd", job), ("write", "batch_script", job, "-")):
@@ -51,6 +54,7 @@ def test_secrets_reach_the_processes_alone_and_outlive_a_requeue(
         for node in (0, 1):
             seen = start_environment(shell, attempt, node)
             assert (seen["HF_TOKEN"], seen["SITE_KEY"]) == (VALUE, LINES)
+            assert seen["LLAVAJOB_UMASK"] == "022"
     (shell.runs / "kept/enough").unlink()  # the test's own
     for path in (shell.runs / "kept").rglob("*"):
         mode = stat.S_IMODE(path.stat().st_mode)

@@ -12,8 +12,11 @@ import os
 import re
 from collections.abc import Mapping
 
-PASSES = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "LLAVAJOB_RUNS", "LLAVAJOB_PROFILES"})
-"""What may pass although its prefix may not: which cluster to talk to and as whom, and where runs and profiles are."""
+PASSES = frozenset({
+    "SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "LLAVAJOB_RUNS", "LLAVAJOB_PROFILES", "LLAVAJOB_UMASK",
+})  # fmt: skip
+"""What may pass although its prefix may not: which cluster to talk to and as whom, and where runs and profiles are,
+and what umask the shell has."""
 CLUSTERS = "SLURM_CLUSTERS"
 """The cluster of several that commands talk to. It passes as well, but not into jobs: a node asks its own cluster."""
 

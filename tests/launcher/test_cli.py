@@ -92,7 +92,8 @@ def test_dry_run_prints_the_plan_beside_the_text(shell: Shell, recipe: Write) ->
 
 
 def test_logs_of_ranks_are_merged_and_chosen(shell: Shell, recipe: Write) -> None:
-    shell("submit", recipe(), "--name", "talk", "--follow")
+    # Steps long enough that both ranks run at the same time on a busy machine, too.
+    shell("submit", recipe(), "--name", "talk", "--follow", STANDIN_STEP_S="0.5")
     both = shell("logs", "talk").out
     assert "[ranks 0-1]" in both and "step 5" in both
     one = shell("logs", "talk", "--rank", "1").out

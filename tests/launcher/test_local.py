@@ -135,11 +135,11 @@ def test_a_killed_agent_is_followed_by_another_attempt(shell: Shell, recipe: Wri
 
 
 def test_a_preempted_node_saves_and_the_run_goes_on(shell: Shell, recipe: Write) -> None:
-    shell("submit", recipe(), "--name", "moved", STANDIN_STEPS="40")
+    shell("submit", recipe(), "--name", "moved", STANDIN_STEPS="150")
     shell.wait_step("moved", 3)
     os.kill(shell.agents("moved")[0], signal.SIGTERM)
     done = shell.wait("moved")
-    assert (done["state"], done["attempts"], done["step"]) == ("SUCCEEDED", 2, 40)
+    assert (done["state"], done["attempts"], done["step"]) == ("SUCCEEDED", 2, 150)
     events = (shell.runs / "moved/events.jsonl").read_text()
     assert "run.requeued" in events and "interrupted, state saved" in events
 

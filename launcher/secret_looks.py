@@ -38,6 +38,8 @@ _SWITCHES = frozenset({
 })  # fmt: skip
 _LONGEST_NUMBER = 9
 
+# The scheme of a URL, from its first letter alone: else a long text would be read once from each of its letters.
+_SCHEME = r"(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]*"
 _KNOWN: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (what, re.compile(pattern))
     for what, pattern in (
@@ -53,8 +55,8 @@ _KNOWN: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("a token of a registry", r"(?<![A-Za-z0-9])(?:npm_[A-Za-z0-9]{30,}|pypi-[\w-]{16,}|dckr_pat_[\w-]{16,})"),
         ("an API key", r"(?<![A-Za-z0-9])(?:nvapi-|gsk_|r8_|hvs\.|dop_v1_|tskey-|SG\.|lin_api_|glsa_)[\w.-]{16,}"),
         ("a JSON web token", r"(?<![A-Za-z0-9])eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?"),
-        ("a URL with a password", r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/:@]*:(?![$<{*])[^\s/@]+@"),
-        ("a URL with a token", r"[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9_.~-]{20,}@"),
+        ("a URL with a password", _SCHEME + r"://[^\s/:@]*:(?![$<{*])[^\s/@]+@"),
+        ("a URL with a token", _SCHEME + r"://[A-Za-z0-9_.~-]{20,}@"),
         (
             "a URL or text with a token",
             r"(?i)(?:[?&;,\s]|^|--)(?:(?:access|auth|id|refresh|private|sas)?_?-?token|api_?-?key|(?:client_?-?)?secret|"
@@ -69,7 +71,7 @@ _KNOWN: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ),
     )
 )
-_URL_LOGIN = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^\s/@]+@")
+_URL_LOGIN = re.compile(rf"(?P<scheme>{_SCHEME}://)[^\s/@]+@")
 _UUID = re.compile(r"[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}")
 _HEX = re.compile(r"(?<![A-Za-z0-9])(?:0x)?[0-9A-Fa-f]{7,}(?![A-Za-z0-9])")
 _PUBLIC_KEY = re.compile(r"AAAA[A-Za-z0-9+/]{20,}=*|ssh-[a-z0-9]+ \S+")

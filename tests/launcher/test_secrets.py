@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.secret_looks import is_random, mask, why_secret
+from launcher.secret_looks import is_random, mask, secret_in, why_secret
 from launcher.shipped import manifests_folder
 from tests.shell import STANDIN, Shell
 
@@ -275,3 +275,9 @@ def test_a_run_of_an_earlier_version_goes_on_with_a_warning(shell: Shell, recipe
     assert "Warning: " in said.err and "environment.HF_TOKEN looks like a secret" in said.err
     assert VALUE not in said.err
     assert shell.wait("old")["state"] == "SUCCEEDED"
+
+
+def test_long_texts_are_looked_at_once() -> None:
+    """A pattern that begins anew at each letter would take hours for these."""
+    for text in ("x" * 10**6, "a1" * 500_000, "a+b-c." * 150_000, "://a" * 200_000):
+        assert secret_in(text) == "" and mask(text) == text

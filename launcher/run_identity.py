@@ -47,16 +47,19 @@ def claim_folder(folder: Path, run_id: str) -> None:
     owner = folder_owner(folder)
     if owner and owner != run_id:
         raise _taken(folder, owner, run_id)
-    if not run_id or (folder / ID_FILE).exists():
+    if not run_id:
         return
-    if not owner and any(_holds_something(folder / name) for name in _TRACES):
+    # The file may have come since the owner was looked up, so it is never taken for one's own unread.
+    there = (folder / ID_FILE).exists()
+    if not there and not owner and any(_holds_something(folder / name) for name in _TRACES):
         raise FolderTaken(
             f"the folder {folder} holds a run without an id, of an older version or started by hand, "
             f"and this is run {run_id}",
             "Take another name: --name; or remove that folder, if nobody needs it.",
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_once(folder / ID_FILE, run_id)
+    if not there:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_once(folder / ID_FILE, run_id)
     owner = _settled(folder / ID_FILE)
     if owner != run_id:
         raise _taken(folder, owner, run_id)

@@ -267,7 +267,9 @@ def test_an_end_that_cannot_be_written_down_is_shown(
     monkeypatch.setattr(run_folder, "write_aside", no_room)
     state = BackendState("FAILED", "seen")
     if backend == "slurm":
-        assert on_slurm._remembered(folder, load_jobs(folder), state) == state
+        jobs = load_jobs(folder)
+        on_slurm._remember(folder, jobs, state)
+        assert jobs.end == state
     else:
         assert on_kubernetes._remembered(folder, load_sent(folder), state) == state
 

@@ -32,7 +32,7 @@ def slow_git(shell: Shell, command: str) -> str:
     """A PATH on which one of git's commands waits until it is killed, after it has said that it was called."""
     folder = shell.folder / "slow"
     folder.mkdir()
-    script = f'#!/bin/sh\n[ "$1" = {command} ] || exit 1\ntouch "{shell.folder}/called"\nexec sleep 600\n'
+    script = f'#!/bin/sh\n[ "$1" = {command} ] || exec pwd\ntouch "{shell.folder}/called"\nexec sleep 600\n'
     (folder / "git").write_text(script)
     (folder / "git").chmod(0o755)
     return f"{folder}{os.pathsep}{os.environ['PATH']}"

@@ -126,11 +126,17 @@ def test_a_line_of_the_head_is_refused_where_it_would_break(key: str, character:
     assert slurm_problems(**{key: {"extra": {"begin": "now"}, "modules": ["gcc"]}.get(key, "a#b")}) == []
 
 
-@pytest.mark.parametrize("name", ["50%", "%j", "back\\slash", "two\nlines", "tab\there"])
+@pytest.mark.parametrize("name", ["50%", "%j", "back\\slash"])
 def test_a_folder_that_slurm_would_read_otherwise_is_refused(shell: Shell, recipe: Write, name: str) -> None:
     profile(shell, runs=str(shell.folder / name))
     said = rendered(shell, recipe(), check=2)
     assert "the run's folder" in said and "Set runs: in the profile" in said
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "tab\there"])
+def test_a_folder_that_breaks_a_line_is_refused(shell: Shell, recipe: Write, name: str) -> None:
+    profile(shell, runs=str(shell.folder / name))
+    assert "runs has a line break or another control character in it" in rendered(shell, recipe(), check=2)
 
 
 def test_lines_and_arguments_that_no_shell_reads_are_refused(shell: Shell, recipe: Write) -> None:

@@ -38,7 +38,7 @@ def _broken(
 @pytest.mark.parametrize(
     ("package", "patch", "arguments"),
     [
-        ("launcher", "import launcher.store; launcher.store.all_runs = broken", ("list",)),
+        ("launcher", "import launcher.listing; launcher.listing.list_all = broken", ("list",)),
         ("llava", "import llava.config; llava.config.schema = broken", ("schema",)),
         ("llava", "import llava.convert; llava.convert.convert_job = broken", ("convert", "a", "b")),
     ],
@@ -63,7 +63,7 @@ def test_an_unforeseen_error_is_one_line_and_a_private_file(
     "error", ["RecursionError('deep')", "MemoryError()", "UnicodeDecodeError('utf-8', b'x', 0, 1, 'no')"]
 )
 def test_any_kind_of_error_is_caught(error: str, tmp_path: Path) -> None:
-    patch = "import launcher.store; launcher.store.all_runs = broken"
+    patch = "import launcher.listing; launcher.listing.list_all = broken"
     (tmp_path / "file").write_text("")
     # The state folder cannot be made: the folder for temporary files takes the traceback.
     environment = {"XDG_STATE_HOME": str(tmp_path / "file"), "TMPDIR": str(tmp_path)}
@@ -95,7 +95,7 @@ def test_closed_streams_are_no_error(shell: Shell) -> None:
 @pytest.mark.parametrize("package", ["launcher", "llava"])
 def test_ctrl_c_ends_with_130_in_silence(package: str, tmp_path: Path) -> None:
     if package == "launcher":
-        patch, arguments = "import launcher.store; launcher.store.all_runs = wait", ["list"]
+        patch, arguments = "import launcher.listing; launcher.listing.list_all = wait", ["list"]
     else:
         patch, arguments = "import llava.config; llava.config.schema = wait", ["schema"]
     waiting = (

@@ -186,7 +186,7 @@ _KUBERNETES = "profiles:\n  night: {backend: kubernetes, kubernetes: "
         ("profiles:\n  night: {backend: local, runs: [a]}\n", ":2: runs is"),
         ("profiles:\n  night: {backend: local, values: 5}\n", ":2: values is 5"),
         ("profiles:\n  night: {backend: local, values: {resources: 5}}\n", ":2: values: no recipe has a key"),
-        (_SLURM + "{container: \"it's\"}}\n", ":2: slurm.container is not a list"),
+        (_SLURM + "{container: \"it's\"}}\n", ":2: slurm.container is \"it's\"; arguments"),
         (_SLURM + "{mem: " + "9" * 400 + "T}}\n", ":2: slurm.mem is"),
         (_SLURM + "{time: '" + "9" * 5000 + "'}}\n", ":2: slurm.time is"),
         (_SLURM + "{gpus: 'a100:" + "9" * 5000 + "'}}\n", ":2: slurm.gpus is"),

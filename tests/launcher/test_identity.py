@@ -165,6 +165,7 @@ def test_a_run_of_the_version_before_is_still_judged(shell: Shell, recipe: Write
 
 def test_cancel_of_a_copy_leaves_the_original_alone(shell: Shell, recipe: Write) -> None:
     start(shell, "original", recipe)
+    shell.until(lambda: len(shell.left("original")) == 3, "the supervisor, the agent and what it starts")
     before = sorted(shell.left("original"))
     shutil.copytree(shell.runs / "original", shell.runs / "copy")
     seen = shell.status("copy")

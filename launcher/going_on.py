@@ -15,7 +15,7 @@ def going_on(name: str, folder: RunFolder) -> str:
         folder: its folder.
     """
     record = read_json(folder.record) or {}
-    if record.get("kind") != "train" or folder.checkpoint_steps() or not _has_started(folder):
+    if record.get("kind") != "train" or folder.checkpoint_steps() or not has_started(folder):
         return f"llavajob resume {name}"
     return _submit_again(str(record.get("command") or f"llavajob submit {record.get('recipe')}"))
 
@@ -34,6 +34,6 @@ def _submit_again(command: str) -> str:
     return shlex.join(kept)
 
 
-def _has_started(folder: RunFolder) -> bool:
+def has_started(folder: RunFolder) -> bool:
     """Tell whether any process of it was started: what never was begins at its first step."""
     return any(any(folder.attempt(number).glob("*.log")) for number in folder.attempt_numbers())

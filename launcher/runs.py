@@ -15,6 +15,7 @@ from launcher.code_changes import keep_changes
 from launcher.ending import next_attempt
 from launcher.errors import BackendError, LauncherError, RequestError, SubmissionUnknown, Unreadable
 from launcher.exits import missing_shards
+from launcher.going_on import has_started
 from launcher.inputs import Missing, drop_unseen_caches, find_doubts, find_missing, from_here, make_absolute
 from launcher.origin import describe_origin
 from launcher.plan import Plan, Step
@@ -283,7 +284,7 @@ def _require_resumable(run: Run, state: BackendState) -> None:
     if state.state not in ENDED:
         cure = f"Follow it: llavajob logs {run.name} --follow. To start it again: llavajob cancel {run.name} first."
         raise RequestError(f"{run.name} is {state.state}; only a run that has ended can be resumed", cure)
-    if run.record["kind"] == "train" and _has_started(run) and not run.folder.checkpoint_steps():
+    if run.record["kind"] == "train" and has_started(run.folder) and not run.folder.checkpoint_steps():
         command = run.record.get("command") or f"llavajob submit {run.record['recipe']}"
         cure = f"Start it again as another run; this one was started by: {command}"
         raise RequestError(f"{run.name} has no complete checkpoint to resume from", cure)
@@ -294,11 +295,6 @@ def _how_to_resume_unknown(run: Run) -> str:
     if run.record["backend"] != "local":
         return hint
     return f'{hint} If that machine is gone for good, set "state" to "FAILED" in {run.folder.state} and try again.'
-
-
-def _has_started(run: Run) -> bool:
-    """Tell whether any process of a training run was started; a run that never was begins at its first step."""
-    return any(any(run.folder.attempt(n).glob("*.log")) for n in run.folder.attempt_numbers())
 
 
 def _require_owned(run: Run) -> None:

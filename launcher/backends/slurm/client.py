@@ -233,15 +233,6 @@ def _moment(text: str) -> float | None:
     return float(text) if text.isdigit() and text != "0" else None
 
 
-def accounting_is_on() -> bool:
-    """Tell whether this cluster keeps accounts that sacct can read."""
-    try:
-        ask("sacct", "-X", "--noheader", "--jobs=1")
-    except BackendError:
-        return False
-    return True
-
-
 def find_submitted(name: str, owner: Owner, ticket: str, since: float = 0.0) -> list[str]:
     """Find the jobs that one submission of a step made, whose answer was lost.
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from pathlib import Path
 
 from launcher.backends.base import SUCCEEDED
 from launcher.backends.slurm.client import Answer, find_submitted
@@ -12,8 +10,7 @@ from launcher.backends.slurm.files import Job, Jobs
 from launcher.backends.slurm.identity import Owner
 from launcher.backends.slurm.place import difference, place_here
 from launcher.backends.slurm.states import open_ids
-from launcher.run_folder import read_json
-from launcher.store import Run
+from launcher.store import Run, original_of
 
 
 def owner_of(run: Run) -> Owner:
@@ -84,19 +81,8 @@ def why_not_here(run: Run) -> str:
 
 def copied_from(run: Run) -> str:
     """Say that this folder is only a copy of the one that the run was sent from; empty: it is that one."""
-    there = run.record.get("there")
-    if not isinstance(there, str) or not there:
-        return ""
-    original = Path(there)
-    try:
-        if os.path.samefile(original, run.folder.root):
-            return ""
-    except OSError:
-        return ""  # it was moved, or is seen here by another path
-    record = read_json(original / "run.json")
-    keys = ("run_id",) if run.run_id else ("name", "created")
-    same = record is not None and all(record.get(key) == run.record.get(key) for key in keys)
-    return f"this is a copy; the run and its jobs belong to {original}" if same else ""
+    original = original_of(run)
+    return f"this is a copy; the run and its jobs belong to {original}" if original else ""
 
 
 def all_seen(run: Run, jobs: Jobs, mine: Answer) -> bool:

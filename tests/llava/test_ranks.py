@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,15 @@ def two(bases: Bases, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 def long_job(bases: Bases, run: Path, **train: Any) -> Any:
     train = {"learning_rate": 1e-3, "save_every_steps": 100, "max_bad_images": 1, **train}
     return make_job(bases, run, max_steps=UPDATES, **train)
+
+
+def start_two_nodes(job: Any) -> list[subprocess.Popen[str]]:
+    """Two agents as on two machines, with one rank each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    where = ("--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", port)
+    return [start_ranks(job, 0, 1, *where, "--node-rank", str(node)) for node in (0, 1)]
 
 
 def rank_error(run: RunFolder, rank: int) -> dict[str, Any]:
@@ -172,11 +182,7 @@ def test_ranks_save_and_leave_when_their_agent_is_killed(bases: Bases, tmp_path:
 def test_a_lost_node_costs_no_finished_update(bases: Bases, tmp_path: Path) -> None:
     """Two agents as on two machines; one is gone at once, its rank and the other node's agree and save."""
     run, job = RunFolder(tmp_path), long_job(bases, tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    where = ("--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", port)
-    agents = [start_ranks(job, 0, 1, *where, "--node-rank", str(node)) for node in (0, 1)]
+    agents = start_two_nodes(job)
     wait_for_step(run, 5, agents[0])
     assert (events(run, "started")[0]["world_size"], events(run, "started")[0]["nodes"]) == (2, 2)
     pids = {**rank_pids(agents[0]), **rank_pids(agents[1])}
@@ -232,11 +238,7 @@ def test_what_only_rank_0_finds_is_said_by_all(bases: Bases, tmp_path: Path) -> 
 def test_a_frozen_node_costs_no_finished_update(bases: Bases, tmp_path: Path) -> None:
     """A machine that loses power or network closes no connection: the other's rank leaves the collective by itself."""
     run, job = RunFolder(tmp_path), long_job(bases, tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    where = ("--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", port)
-    agents = [start_ranks(job, 0, 1, *where, "--node-rank", str(node)) for node in (0, 1)]
+    agents = start_two_nodes(job)
     wait_for_step(run, 5, agents[0])
     frozen = [agents[1].pid, *rank_pids(agents[1]).values()]
     for pid in frozen:
